@@ -1,0 +1,391 @@
+"""A base model on disk: weights as safetensors, everything else as JSON; nothing is unpickled.
+
+A base is a folder of two files:
+
+    base.json             architecture, labels, preprocessing, facts of the training, checksums
+    weights.safetensors   the network's tensors
+"""
+
+import copy
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from metaecg import __version__
+from metaecg.checks import check_option, check_windows, did_you_mean
+from metaecg.data.preprocessing import Preprocessing
+from metaecg.errors import CheckpointError, DataError
+from metaecg.models.folders import write_folder
+from metaecg.models.inference import network_logits, softmax
+from metaecg.models.registry import NETWORKS, build_network
+
+FORMAT = "metaecg-base"
+FORMAT_VERSION = 1
+CONFIG_NAME = "base.json"
+WEIGHTS_NAME = "weights.safetensors"
+PUBLISHED = Path(__file__).parent / "published"
+
+REPLACE_PAUSES_S = (0.0, 0.02, 0.1)  # a folder may be in the middle of being replaced
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BaseModel:
+    """A trained network with all that is needed to use it. It never changes.
+
+    The network is copied on construction, so training the caller's own further leaves the base
+    as it is; personalization starts from `new_network`.
+    """
+
+    network: nn.Module
+    """In evaluation mode. Leave it as it is; take `new_network` to train."""
+    architecture: str
+    """Key of `metaecg.models.registry.NETWORKS`."""
+    architecture_kwargs: dict = field(default_factory=dict)
+    """The network's own arguments, without the signal's."""
+    n_leads: int
+    classes: tuple[str, ...]
+    """Name of each logit, in order."""
+    preprocessing: Preprocessing
+    training: dict = field(default_factory=dict)
+    """Facts for the record, JSON values only: subject_ids, checksums, recipe."""
+
+    def __post_init__(self) -> None:
+        check_option("architecture", self.architecture, NETWORKS)
+        if self.network.head.out_features != len(self.classes):
+            raise ValueError(
+                f"the network gives {self.network.head.out_features} logits, but classes has "
+                f"{len(self.classes)} names: {tuple(self.classes)}. Give one name per logit."
+            )
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "network", copy.deepcopy(self.network).eval())
+
+    def new_network(self) -> nn.Module:
+        """Return an independent copy of the network, in evaluation mode."""
+        return copy.deepcopy(self.network)
+
+    def logits(self, windows: np.ndarray) -> np.ndarray:
+        """Return the network's logits, ``(n_windows, n_classes)`` float64.
+
+        Parameters
+        ----------
+        windows
+            Shape ``(n_windows, n_leads, n_samples)``, filtered millivolts at the rate and length
+            of `preprocessing`; they are normalised here. No window at all is allowed.
+
+        Raises
+        ------
+        DataError
+            If the shape is another one or a sample is not finite.
+        """
+        windows = self.preprocessing.normalize_windows(self._checked(windows))
+        return network_logits(self.network, windows, n_classes=len(self.classes))
+
+    def predict_proba(self, windows: np.ndarray) -> np.ndarray:
+        """Return probabilities ``(n_windows, n_classes)`` float64, each row summing to 1.
+
+        `windows` as for `logits`.
+        """
+        return softmax(self.logits(windows))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that decides the output.
+
+        That is weights, architecture, labels and preprocessing; the facts in `training`
+        don't count.
+        """
+        facts = json.dumps(self._deciding_facts(), sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(facts.encode())
+        for name, tensor in sorted(_contiguous(self.network).items()):
+            digest.update(f"\x1f{name} {tensor.dtype} {list(tensor.shape)}\x1f".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the base to `folder`, replacing a base that is there.
+
+        The files are written into a folder beside it, brought to the disk and renamed, so that
+        `load_base` gives the old base or the new one, never half of one. Parent folders are made.
+
+        Raises
+        ------
+        CheckpointError
+            If `folder` holds anything but a base, or the base could not be loaded again.
+        """
+        from safetensors.torch import save as to_bytes
+
+        tensors = _contiguous(self.network)
+        _check_tensors(self._skeleton(), tensors, where="the network of this base")
+        weights = to_bytes(tensors)
+        config = _json_bytes(self._config(weights))
+        write_folder(folder, {WEIGHTS_NAME: weights, CONFIG_NAME: config})
+
+    def _checked(self, windows: np.ndarray) -> np.ndarray:
+        windows = check_windows(windows)
+        expected = (self.n_leads, self.preprocessing.n_samples)
+        if windows.shape[1:] != expected:
+            raise DataError(
+                f"windows has shape {windows.shape}; this base takes (n_windows, {expected[0]}, "
+                f"{expected[1]}): {self.preprocessing.window_s:g} s of {expected[0]} lead(s) at "
+                f"{self.preprocessing.fs_hz:g} Hz. Cut the windows with the base's preprocessing."
+            )
+        return windows
+
+    def _deciding_facts(self) -> dict:
+        return {
+            "architecture": self.architecture,
+            "architecture_kwargs": self.architecture_kwargs,
+            "n_leads": self.n_leads,
+            "classes": list(self.classes),
+            "preprocessing": self.preprocessing.to_dict(),
+        }
+
+    def _config(self, weights: bytes) -> dict:
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "metaecg_version": __version__,
+            **self._deciding_facts(),
+            "fingerprint": self.fingerprint,
+            "weights": {"n_bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
+            "training": self.training,
+        }
+
+    def _skeleton(self) -> nn.Module:
+        return _skeleton(
+            architecture=self.architecture,
+            architecture_kwargs=self.architecture_kwargs,
+            n_leads=self.n_leads,
+            classes=self.classes,
+            preprocessing=self.preprocessing,
+        )
+
+
+def published_names() -> tuple[str, ...]:
+    """Return the names of the bases that come with the package."""
+    return tuple(sorted(path.parent.name for path in PUBLISHED.glob(f"*/{CONFIG_NAME}")))
+
+
+def load_base(name_or_dir: str | Path) -> BaseModel:
+    """Load a base from the package or from a folder.
+
+    Parameters
+    ----------
+    name_or_dir
+        A published name (see `published_names`) as text, or a folder. A text that is a published
+        name always means that one; give a `Path` for a folder of the same name.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing or damaged, the format or the architecture is unknown, or the
+        tensors don't fit the network. The message says which.
+    """
+    folder = Path(name_or_dir)
+    if isinstance(name_or_dir, str) and name_or_dir in published_names():
+        folder = PUBLISHED / name_or_dir
+    config, weights = _read_folder(folder, asked=name_or_dir)
+    facts = _parse_facts(config, where=folder / CONFIG_NAME)
+    tensors = _parse_tensors(weights, where=folder / WEIGHTS_NAME)
+    base = BaseModel(network=_build(facts, tensors, where=folder), **facts)
+    if base.fingerprint != config.get("fingerprint"):
+        raise CheckpointError(
+            f"{folder / CONFIG_NAME} was changed after it was written: its fingerprint is "
+            f"{config.get('fingerprint')!r}, its content gives {base.fingerprint!r}. Restore the "
+            "file or save the base again."
+        )
+    return base
+
+
+def _read_folder(folder: Path, *, asked: str | Path) -> tuple[dict, bytes]:
+    """Return the parsed base.json and the bytes of the weights it belongs to."""
+    for pause_s in REPLACE_PAUSES_S:
+        time.sleep(pause_s)
+        try:
+            return _read_once(folder, asked=asked)
+        except CheckpointError as error:
+            problem = error
+    raise problem
+
+
+def _read_once(folder: Path, *, asked: str | Path) -> tuple[dict, bytes]:
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no base {str(asked)!r}: neither a folder nor a published name. Published: "
+            f"{did_you_mean(asked, published_names()) if published_names() else 'none.'}"
+        )
+    config = _parse_config(_read(folder, CONFIG_NAME), where=folder / CONFIG_NAME)
+    weights = _read(folder, WEIGHTS_NAME)
+    expected = config["weights"]
+    if len(weights) != expected.get("n_bytes"):
+        raise CheckpointError(
+            f"{folder / WEIGHTS_NAME} has {len(weights)} bytes, {CONFIG_NAME} says "
+            f"{expected.get('n_bytes')}: the file was cut short or belongs to another base. "
+            "Copy both files again."
+        )
+    if hashlib.sha256(weights).hexdigest() != expected.get("sha256"):
+        raise CheckpointError(
+            f"{folder / WEIGHTS_NAME} does not have the checksum that {CONFIG_NAME} names: it is "
+            "damaged or belongs to another base. Copy both files again."
+        )
+    return config, weights
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder / name} can't be read ({error.strerror}); a base is a folder with "
+            f"{CONFIG_NAME} and {WEIGHTS_NAME}. Give such a folder or a published name."
+        ) from error
+
+
+def _parse_config(text: bytes, *, where: Path) -> dict:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{where} is not JSON: {error}. Save the base again.") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(f"{where} is not a base of metaecg: its format is not {FORMAT!r}.")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{where} has format version {config.get('format_version')!r}; this metaecg reads "
+            f"{FORMAT_VERSION}. Load it with metaecg {config.get('metaecg_version')} or later."
+        )
+    for key, kind in _CONFIG_KINDS.items():
+        if not isinstance(config.get(key), kind):
+            raise CheckpointError(
+                f"{where} has {config.get(key)!r} as {key!r}; a {kind.__name__} was expected. "
+                "Save the base again."
+            )
+    return config
+
+
+_CONFIG_KINDS = {
+    "architecture": str,
+    "architecture_kwargs": dict,
+    "n_leads": int,
+    "classes": list,
+    "preprocessing": dict,
+    "weights": dict,
+    "training": dict,
+}
+
+
+def _parse_facts(config: dict, *, where: Path) -> dict:
+    """Return BaseModel's arguments without the network."""
+    if config["architecture"] not in NETWORKS:
+        raise CheckpointError(
+            f"{where} names the architecture {config['architecture']!r}; this metaecg knows "
+            f"{did_you_mean(config['architecture'], NETWORKS)}"
+        )
+    try:
+        preprocessing = Preprocessing.from_dict(config["preprocessing"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where} has a preprocessing that can't be used: {error}") from error
+    return {
+        "architecture": config["architecture"],
+        "architecture_kwargs": config["architecture_kwargs"],
+        "n_leads": config["n_leads"],
+        "classes": tuple(config["classes"]),
+        "preprocessing": preprocessing,
+        "training": config["training"],
+    }
+
+
+def _parse_tensors(weights: bytes, *, where: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(weights)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{where} is not a safetensors file ({error}); other formats are never opened. Save "
+            "the base again."
+        ) from error
+
+
+def _build(facts: dict, tensors: dict[str, torch.Tensor], *, where: Path) -> nn.Module:
+    """Return the network with the weights, after the shapes were compared."""
+    facts = {key: value for key, value in facts.items() if key != "training"}
+    try:
+        skeleton = _skeleton(**facts)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{where}: the network {facts['architecture']!r} can't be built as the file says: "
+            f"{error}"
+        ) from error
+    _check_tensors(skeleton, tensors, where=where)
+    network = _network(**facts)
+    network.load_state_dict(tensors)
+    return network
+
+
+def _skeleton(**facts) -> nn.Module:
+    """Build the network without memory for its weights: shapes can be compared before any is."""
+    with torch.device("meta"):
+        return _network(**facts)
+
+
+def _network(
+    *,
+    architecture: str,
+    architecture_kwargs: dict,
+    n_leads: int,
+    classes: tuple[str, ...],
+    preprocessing: Preprocessing,
+) -> nn.Module:
+    return build_network(
+        architecture,
+        n_leads=n_leads,
+        n_samples=preprocessing.n_samples,
+        fs_hz=preprocessing.fs_hz,
+        n_classes=len(classes),
+        generator=torch.Generator("cpu"),  # its weights are replaced: leave the global stream alone
+        **architecture_kwargs,
+    )
+
+
+def _json_bytes(config: dict) -> bytes:
+    try:
+        return json.dumps(config, indent=2, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the base can't be written as JSON: {error}. Give `training` and "
+            "`architecture_kwargs` text, finite numbers, lists and dicts only."
+        ) from error
+
+
+def _contiguous(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
+
+
+def _check_tensors(skeleton: nn.Module, tensors: dict, *, where: Path | str) -> None:
+    """Raise CheckpointError if names, shapes or types differ from those of `skeleton`."""
+    expected = skeleton.state_dict()
+    problems = [f"no tensor {name!r}" for name in expected if name not in tensors]
+    problems += [f"an unknown tensor {name!r}" for name in tensors if name not in expected]
+    for name in expected.keys() & tensors.keys():
+        want, have = expected[name], tensors[name]
+        if (want.shape, want.dtype) != (have.shape, have.dtype):
+            problems.append(
+                f"{name!r} as {have.dtype} {list(have.shape)} where the network has "
+                f"{want.dtype} {list(want.shape)}"
+            )
+    if problems:
+        more = f" and {len(problems) - 3} more differences" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"the weights of {where} don't fit the architecture: {'; '.join(sorted(problems)[:3])}"
+            f"{more}. Use the architecture and the arguments that they were trained with."
+        )
