@@ -1,0 +1,189 @@
+"""How a signal becomes windows: resampling, band-pass, normalisation, reproducible in a live stream.
+
+Everything here has a finite impulse response. A window depends on the samples inside it and on
+`MARGIN_S` seconds to either side, on nothing else: a file and a live stream give the same window,
+the stream with a delay of `MARGIN_S`.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from scipy import signal
+
+from metaecg.checks import check_option, check_positive
+from metaecg.errors import DataError
+
+MARGIN_S = 1.25
+"""Seconds before and after a window that its filtered samples may depend on: 1 s of the high-pass
+kernel, and room for the low-pass and the polyphase kernels (checked in `_kernels`)."""
+
+LOWPASS_HALF_S = 0.15
+RESAMPLE_HALF_TAPS = 10  # per step of the slower rate: scipy.signal.resample_poly's own default
+MIN_STD_MV = 0.02
+"""A window with less spread than this (a flat line with amplifier noise, not a rhythm) is scaled
+by this value instead of its own spread, so that noise isn't blown up to the size of an ECG."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Everything that has to agree between training, personalization and use.
+
+    Parameters
+    ----------
+    fs_hz
+        Sampling rate of the windows in hertz; recordings are resampled to it.
+    window_s
+        Window length in seconds.
+    lowcut_hz, highcut_hz
+        The -6 dB points of the zero-phase band-pass, in hertz. `lowcut_hz` is at least 0.5, since a
+        lower one would need a longer margin than `MARGIN_S`.
+    normalize
+        ``"window"``: each lead of each window to mean 0 and standard deviation 1 (at least
+        `MIN_STD_MV` is taken as spread). ``"none"``: millivolts as they are.
+    """
+
+    fs_hz: float = 200.0
+    window_s: float = 2.0
+    lowcut_hz: float = 0.5
+    highcut_hz: float = 40.0
+    normalize: str = "window"
+
+    def __post_init__(self) -> None:
+        check_positive("fs_hz", self.fs_hz)
+        check_positive("window_s", self.window_s)
+        check_option("normalize", self.normalize, ("window", "none"))
+        if not 0.5 <= self.lowcut_hz < self.highcut_hz <= 0.45 * self.fs_hz:
+            raise ValueError(
+                f"the band-pass is {self.lowcut_hz} to {self.highcut_hz} Hz at {self.fs_hz} Hz; "
+                f"expected 0.5 <= lowcut_hz < highcut_hz <= {0.45 * self.fs_hz:g} (0.45 fs_hz)."
+            )
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in a window."""
+        return round(self.window_s * self.fs_hz)
+
+    def to_dict(self) -> dict:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Preprocessing":
+        """Rebuild from `to_dict`'s values; an unknown key raises DataError."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise DataError(
+                f"the preprocessing has the unknown keys {unknown}; it was written by a newer "
+                "metaecg. Update metaecg."
+            )
+        return cls(**values)
+
+    def normalize_windows(self, windows_mv: np.ndarray) -> np.ndarray:
+        """Return the windows as the network wants them; repeating it changes nothing.
+
+        Parameters
+        ----------
+        windows_mv
+            Shape ``(n_windows, n_leads, n_samples)``, millivolts.
+
+        Returns
+        -------
+        numpy.ndarray
+            Same shape, float32.
+        """
+        windows = np.asarray(windows_mv, dtype=np.float32)
+        if self.normalize == "none":
+            return windows
+        centred = windows - windows.mean(axis=-1, keepdims=True)
+        spread = centred.std(axis=-1, keepdims=True)
+        return centred / np.maximum(spread, np.float32(MIN_STD_MV))
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    up: int
+    down: int
+    taps: np.ndarray  # band-pass at the output rate, odd length, symmetric
+
+    @property
+    def half(self) -> int:
+        return len(self.taps) // 2
+
+
+@lru_cache(maxsize=64)
+def _kernels(fs_in_hz: float, preprocessing: Preprocessing) -> _Kernels:
+    """Return the resampling ratio and the band-pass taps, and prove that they fit the margin."""
+    fs_hz = preprocessing.fs_hz
+    ratio = Fraction(fs_hz / fs_in_hz).limit_denominator(1000)
+    if abs(float(ratio) * fs_in_hz - fs_hz) > 1e-6 * fs_hz:
+        raise DataError(
+            f"{fs_in_hz} Hz can't be resampled to {fs_hz} Hz by a ratio of whole numbers up to "
+            "1000. Choose another fs_hz."
+        )
+    # A Hann average whose length is 1/lowcut has half its gain there; what is left after
+    # subtracting it is a high-pass with exactly zero gain at 0 Hz.
+    half = round(fs_hz / preprocessing.lowcut_hz / 2)
+    average = signal.windows.hann(2 * half + 1)
+    high = -average / average.sum()
+    high[half] += 1.0
+    low_half = round(LOWPASS_HALF_S * fs_hz)
+    low = signal.firwin(2 * low_half + 1, preprocessing.highcut_hz, fs=fs_hz)
+    taps = np.convolve(high, low)
+    resample_half_s = RESAMPLE_HALF_TAPS * max(1 / fs_hz, 1 / fs_in_hz)
+    needed = (len(taps) // 2) / fs_hz + resample_half_s
+    if needed > MARGIN_S:
+        raise DataError(
+            f"filtering {fs_in_hz} Hz to {fs_hz} Hz needs a margin of {needed:.3f} s; at most "
+            f"{MARGIN_S} s are kept around a window. Choose a higher fs_hz."
+        )
+    return _Kernels(ratio.numerator, ratio.denominator, taps)
+
+
+def filter_segment(
+    segment_mv: np.ndarray, *, start: int, fs_hz: float, preprocessing: Preprocessing
+) -> tuple[np.ndarray, int]:
+    """Resample and band-pass a stretch of measured samples.
+
+    Beyond both ends the nearest measured sample is held for `MARGIN_S`, so that nothing is taken
+    from the far side of a gap; a sample closer to an end than `MARGIN_S` feels that.
+
+    Parameters
+    ----------
+    segment_mv
+        Shape ``(n_leads, n_samples)``, millivolts, finite, at `fs_hz`.
+    start
+        Index of its first sample in the recording. Output samples lie on the recording's own grid
+        whatever the start is.
+    fs_hz
+        Sampling rate of the segment.
+    preprocessing
+        Target rate and band.
+
+    Returns
+    -------
+    filtered_mv
+        Shape ``(n_leads, n_out)``, float32, at ``preprocessing.fs_hz``.
+    out_start
+        Index of its first sample on the recording's grid at ``preprocessing.fs_hz``.
+    """
+    kernels = _kernels(float(fs_hz), preprocessing)
+    up, down = kernels.up, kernels.down
+    n_samples = segment_mv.shape[1]
+    margin = int(np.ceil(MARGIN_S * fs_hz)) + 1
+    left = margin + (start - margin) % down  # the padded segment starts on the output grid
+    padded = np.pad(segment_mv, ((0, 0), (left, margin)), mode="edge")
+    resampled = signal.resample_poly(padded, up, down, axis=1) if up != down else padded
+    filtered = signal.oaconvolve(resampled, kernels.taps[None], mode="same", axes=1)
+    grid_start = (start - left) // down * up
+    first = -(-start * up // down)  # ceil
+    stop = (start + n_samples - 1) * up // down + 1
+    return filtered[:, first - grid_start : stop - grid_start].astype(np.float32), first
+
+
+def measured_segments(signal_mv: np.ndarray) -> list[tuple[int, int]]:
+    """Return the half-open sample ranges in which every lead holds finite samples."""
+    finite = np.isfinite(signal_mv).all(axis=0)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], finite, [False]]).astype(np.int8)))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]

@@ -1,0 +1,90 @@
+"""Supervised pre-training: the plain baseline that meta-learning has to beat."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from metaecg.data.windows import WindowSet
+from metaecg.errors import AdaptationError, DataError
+
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+def pretrain(
+    network: nn.Module,
+    windows: WindowSet,
+    *,
+    n_steps: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float = 1e-2,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+    on_step: OnStep | None = None,
+) -> None:
+    """Train `network` in place on all windows of all training subjects.
+
+    A batch holds each class in equal parts. Within a class every subject weighs with the square
+    root of its number of windows, so that long recordings don't drown the others. Signals are
+    turned upside down at random: an electrode may be swapped.
+
+    Parameters
+    ----------
+    windows
+        Training windows, normalised.
+    n_steps, batch_size, lr, weight_decay
+        AdamW with one-cycle learning rate.
+    rng
+        Draws the batches.
+    generator
+        Draws the polarity.
+    on_step
+        Called with the step and ``{"loss": ..., "lr": ...}``.
+    """
+    draw = _balanced_batches(windows, batch_size, rng)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=n_steps)
+    network.train()
+    for step in range(n_steps):
+        index = draw()
+        x = torch.from_numpy(np.ascontiguousarray(windows.windows[index]))
+        sign = torch.randint(0, 2, (len(x), 1, 1), generator=generator) * 2.0 - 1.0
+        loss = F.cross_entropy(network(x * sign), torch.from_numpy(windows.labels[index]))
+        if not torch.isfinite(loss):
+            raise AdaptationError(
+                f"pre-training, step {step}: the loss is {loss.item()}; lower pretrain.lr."
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if on_step:
+            on_step(step, {"loss": loss.item(), "lr": schedule.get_last_lr()[0]})
+        schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+    network.eval()
+
+
+def _balanced_batches(windows: WindowSet, batch_size: int, rng) -> Callable[[], np.ndarray]:
+    n_classes = len(windows.classes)
+    pools = []
+    for label, name in enumerate(windows.classes):
+        found = np.flatnonzero(windows.labels == label)
+        if len(found) == 0:
+            raise DataError(f"the training subjects have no window of class {name!r}.")
+        _, subject, count = np.unique(
+            windows.subject_ids[found], return_inverse=True, return_counts=True
+        )
+        weight = 1 / np.sqrt(count[subject])
+        pools.append((found, np.cumsum(weight / weight.sum())))
+
+    def draw() -> np.ndarray:
+        parts = []
+        for found, cumulative in pools:
+            at = np.searchsorted(cumulative, rng.random(batch_size // n_classes), side="right")
+            parts.append(found[np.minimum(at, len(found) - 1)])
+        return np.concatenate(parts)
+
+    return draw
