@@ -8,10 +8,18 @@ from torch import nn
 from metaecg.checks import check_option, check_positive
 from metaecg.models.backbones.compact_cnn import CompactCNN
 from metaecg.models.backbones.metava import MetaVANet
+from metaecg.models.backbones.net1d import Net1D
+from metaecg.models.backbones.recurrent import BiLSTMNet, GRUNet, LSTMNet
+from metaecg.models.backbones.resnet1d import ResNet1d18
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "compact-cnn": CompactCNN,
     "metava": MetaVANet,
+    "resnet1d-18": ResNet1d18,
+    "gru": GRUNet,
+    "lstm": LSTMNet,
+    "bilstm": BiLSTMNet,
+    "net1d": Net1D,
 }
 """Every class takes ``n_leads, n_samples, fs_hz, n_classes`` and its own arguments with defaults;
 has `head` (the last linear layer), `features` (what goes into it) and `supports_vmap` (False where

@@ -77,7 +77,7 @@ class CompactCNN(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Convolution, group norm, ReLU: ``(batch, n_in, n)`` to ``(batch, n_out, n / stride)``."""
+    """Convolution, group norm, ReLU."""
 
     def __init__(self, n_in: int, n_out: int, *, kernel: int, stride: int) -> None:
         super().__init__()
@@ -87,4 +87,5 @@ class ConvBlock(nn.Module):
         self.norm = nn.GroupNorm(N_GROUPS, n_out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(batch, n_in, n)`` to ``(batch, n_out, ceil(n / stride))``; the kernel is odd."""
         return F.relu(self.norm(self.conv(x)))
