@@ -180,3 +180,9 @@ def test_a_recording_too_short_for_a_task_is_refused(tmp_path):
         write_demo_database(tmp_path, duration_s=60.0)
     with pytest.raises(ValueError, match="n_subjects is 0"):
         write_demo_database(tmp_path, n_subjects=0)
+
+
+def test_two_patients_of_the_same_role_differ():
+    first, second = (generate_patient(i, duration_s=300.0, seed=0) for i in (0, len(CAST)))
+    assert first.role == second.role
+    assert not np.array_equal(first.signal_mv, second.signal_mv)
