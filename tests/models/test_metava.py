@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from metaecg.models.backbones.metava import EncoderLayer, MetaVANet, SelfAttention
+from metaecg.models.backbones.metava import EncoderLayer, MetaVANet, SelfAttention, _halve
 
 
 def make_network(**kwargs) -> MetaVANet:
@@ -131,3 +131,8 @@ def test_a_width_that_the_heads_do_not_divide_is_refused():
 def test_a_window_shorter_than_the_kernels_is_refused():
     with pytest.raises(ValueError, match="n_samples is 7"):
         make_network(n_samples=7)
+
+
+def test_halving_is_max_pooling_by_two():
+    values = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(_halve(values), nn.functional.max_pool1d(values, 2))
