@@ -246,3 +246,8 @@ def test_the_shortcut_of_net1d_crops_or_fills_channels_at_both_ends():
 
     assert shortcut(2, stride=1) == [[2.0, 3.0], [4.0, 5.0]]
     assert shortcut(6, stride=2) == [[0.0], [1.0], [3.0], [5.0], [7.0], [0.0]]
+
+
+def test_the_maximum_of_the_shortcut_never_sees_the_fill():
+    block = Bottleneck(4, 4, kernel_size=3, stride=2, groups=1, use_bn=False, activate_input=True)
+    assert block._shortcut(torch.full((1, 4, 3), -5.0))[0, 0].tolist() == [-5.0, -5.0]
