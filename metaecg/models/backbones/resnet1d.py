@@ -1,5 +1,7 @@
 """ResNet-18 in one dimension."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -64,7 +66,7 @@ class ResNet1d18(nn.Module):
                     BasicBlock(n_in, n_out, stride=1 if n_in == n_out else 2, norm=norm),
                     BasicBlock(n_out, n_out, stride=1, norm=norm),
                 )
-                for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+                for n_in, n_out in pairwise(widths)
             )
         )
         self.head = nn.Linear(8 * width, n_classes)
