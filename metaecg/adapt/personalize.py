@@ -1,0 +1,373 @@
+"""Ten labelled windows per class from a new patient in, that patient's own detector out."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+import metaecg
+from metaecg.adapt import adapters
+from metaecg.adapt.methods import METHODS, merged, prepare_network, trained_parameters
+from metaecg.adapt.prefine import PREFINES, prefine_intended, prefine_released
+from metaecg.adapt.support import (
+    check_enough,
+    checked_times,
+    class_counts,
+    label_index,
+    windows_for,
+)
+from metaecg.adapt.training import fine_tune
+from metaecg.checks import check_option, check_positive
+from metaecg.errors import AdaptationError, CheckpointError, DataError
+from metaecg.models.inference import network_logits, softmax
+from metaecg.seeding import derive_seed, torch_generator
+
+LEARNING_RATES = {"head": 1e-2, "full": 1e-3, "bias": 1e-2, "lora": 5e-3}
+"""For 30 steps of AdamW on twenty windows, found roughly on generated windows; what moves fewer
+numbers takes larger steps."""
+
+NAMELESS = "new patient"
+
+
+class Personalizer(ClassifierMixin, BaseEstimator):
+    """A classifier for one patient: a base model and the little that a few windows change in it.
+
+    The base model is shared, never changed; `sklearn.base.clone` keeps sharing it.
+
+    Parameters
+    ----------
+    base
+        The `BaseModel` to start from.
+    method
+        What is trained: ``"head"``, ``"full"``, ``"bias"`` or ``"lora"`` (`metaecg.adapt.methods`).
+    n_steps
+        Steps of fine-tuning; 0 keeps the base as it is.
+    lr
+        Learning rate of AdamW; ``None``: that of the method in `LEARNING_RATES`.
+    weight_decay
+        Decoupled weight decay of AdamW.
+    rank, alpha, target_modules
+        LoRA only: inner width, scale ``alpha / rank`` (``None``: alpha is twice the rank), full
+        names of the layers to adapt (``None``: all that can be).
+    batch_size
+        Windows per step; ``None``: all.
+    dropout
+        Whether the base's dropout layers are active while training.
+    prefine
+        Pre-fine-tuning before fine-tuning: ``None``, ``"released"`` or ``"intended"``
+        (`metaecg.adapt.prefine`).
+    threshold
+        For two classes: probability of the positive one (``"va"`` if there is one, else the
+        second) from which `predict` names it.
+    random_state
+        Whole number. The same number and windows give the same classifier.
+
+    Attributes
+    ----------
+    classes_
+        Class names, in the order of `predict_proba`'s columns.
+    network_
+        The patient's network, in eval mode.
+    n_trainable_
+        How many numbers were trained.
+    loss_curve_, prefine_curve_
+        The loss before each step.
+    fit_seconds_
+        How long `fit` took.
+    n_support_
+        Windows per class that `fit` was given.
+    adapted_layers_
+        Names of the layers that LoRA changed.
+    fitted_params_
+        The constructor's arguments as `fit` used them, without the base.
+
+    Examples
+    --------
+    >>> personal = Personalizer(base).fit(windows, labels)  # doctest: +SKIP
+    >>> personal.predict_proba(later_windows)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        base,
+        *,
+        method: str = "lora",
+        n_steps: int = 30,
+        lr: float | None = None,
+        weight_decay: float = 1e-4,
+        rank: int = 4,
+        alpha: float | None = None,
+        target_modules: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        dropout: bool = False,
+        prefine: str | None = None,
+        threshold: float = 0.5,
+        random_state: int = 0,
+    ) -> None:
+        self.base = base
+        self.method = method
+        self.n_steps = n_steps
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.rank = rank
+        self.alpha = alpha
+        self.target_modules = target_modules
+        self.batch_size = batch_size
+        self.dropout = dropout
+        self.prefine = prefine
+        self.threshold = threshold
+        self.random_state = random_state
+
+    def __sklearn_clone__(self) -> "Personalizer":
+        return type(self)(**self.get_params(deep=False))
+
+    def fit(
+        self, windows: np.ndarray, labels: Sequence, *, time_s: np.ndarray | None = None
+    ) -> "Personalizer":
+        """Adapt a copy of the base to the patient's labelled windows.
+
+        Parameters
+        ----------
+        windows
+            Shape ``(n_windows, n_leads, n_samples)``, millivolts, filtered and at the rate of
+            ``base.preprocessing``.
+        labels
+            Shape ``(n_windows,)``: class names, or indices into ``base.classes``.
+        time_s
+            Shape ``(n_windows,)``: when each window starts, seconds. Only
+            ``prefine="intended"`` needs it.
+
+        Returns
+        -------
+        Personalizer
+            Itself.
+
+        Raises
+        ------
+        DataError
+            If windows, labels or times can't be used.
+        NotEnoughWindowsError
+            If there is one class only, or too few of a class.
+        AdaptationError
+            If training leaves the finite numbers or the method fits no layer.
+        ValueError
+            If a constructor argument is out of range.
+        """
+        return self._fit(windows, labels, time_s, NAMELESS)
+
+    def fit_record(self, record, marks: Sequence[tuple[float, float, str]]) -> "Personalizer":
+        """Adapt to the marked parts of a recording.
+
+        Parameters
+        ----------
+        record
+            A `metaecg.data.records.Record`.
+        marks
+            ``(start_s, stop_s, class name)``, seconds from the start of the recording.
+
+        Returns
+        -------
+        Personalizer
+            Itself.
+        """
+        from metaecg.data.windows import windows_from_marks
+
+        found = windows_from_marks(
+            record, marks, self.base.preprocessing, classes=self.base.classes
+        )
+        names = np.asarray(found.classes)[found.labels]
+        return self._fit(found.windows, names, found.time_s, record.subject_id)
+
+    def predict_proba(self, windows: np.ndarray) -> np.ndarray:
+        """Return the class probabilities, shape ``(n_windows, n_classes)``, float64.
+
+        Parameters
+        ----------
+        windows
+            As in `fit`; any number of them, also none.
+        """
+        check_is_fitted(self, "network_")
+        windows = self.base.preprocessing.normalize_windows(windows_for(self.base, windows))
+        return softmax(network_logits(self.network_, windows, n_classes=len(self.base.classes)))
+
+    def predict(self, windows: np.ndarray) -> np.ndarray:
+        """Return the class names, shape ``(n_windows,)``; see `threshold` for two classes."""
+        probabilities = self.predict_proba(windows)
+        if len(self.classes_) != 2:
+            return self.classes_[probabilities.argmax(axis=1)]
+        names = list(self.classes_)
+        positive = names.index("va") if "va" in names else 1
+        is_positive = probabilities[:, positive] >= self.threshold
+        return self.classes_[np.where(is_positive, positive, 1 - positive)]
+
+    def merged_network(self) -> torch.nn.Module:
+        """Return the patient's network as a plain network of the base's architecture, a copy."""
+        check_is_fitted(self, "network_")
+        return merged(self.network_)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write what was trained (no base weights) to `folder`; see `metaecg.adapt.adapters`."""
+        check_is_fitted(self, "network_")
+        # What fit used; set_params may have changed it since. The threshold is free to move.
+        params = {**self.fitted_params_, "threshold": self.threshold}
+        document = {
+            "metaecg_version": metaecg.__version__,
+            "method": params["method"],
+            "params": {name: _plain(value) for name, value in params.items()},
+            "adapted_layers": self.adapted_layers_,
+            "base_fingerprint": self.base.fingerprint,
+            "classes": list(self.base.classes),
+            "n_support": self.n_support_,
+            "n_trainable": self.n_trainable_,
+            "loss_curve": self.loss_curve_,
+            "prefine_curve": self.prefine_curve_,
+            "fit_seconds": self.fit_seconds_,
+        }
+        adapters.write_adapter(folder, adapters.adapter_tensors(self.network_), document)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, base) -> "Personalizer":
+        """Read what `save` wrote; the probabilities are bit for bit those of before.
+
+        Raises
+        ------
+        CheckpointError
+            If the adapter belongs to another base, is damaged or of another format version.
+        """
+        tensors, document = adapters.read_adapter(folder)
+        if document["base_fingerprint"] != base.fingerprint:
+            raise CheckpointError(
+                f"the adapter in {folder} belongs to the base {document['base_fingerprint']}; this "
+                f"base is {base.fingerprint}. Load the base it was fitted on, or fit again."
+            )
+        try:
+            personal = cls(base, **document["params"])
+            personal._check_arguments()
+            network = personal._prepared(document.get("adapted_layers") or None)
+            adapters.put_tensors(network, tensors)
+            personal._set_fitted(network, document["n_support"])
+            personal.loss_curve_ = list(document.get("loss_curve", []))
+            personal.prefine_curve_ = list(document.get("prefine_curve", []))
+            personal.fit_seconds_ = float(document.get("fit_seconds", 0.0))
+        except (TypeError, ValueError, AdaptationError) as error:
+            raise CheckpointError(
+                f"the adapter in {folder} describes what this base can't be given: {error} Fit "
+                "again."
+            ) from error
+        return personal
+
+    def _fit(self, windows, labels, time_s, subject_id: str) -> "Personalizer":
+        begin = time.perf_counter()
+        self._check_arguments()
+        windows = windows_for(self.base, windows)
+        index = label_index(labels, self.base.classes, n_windows=len(windows))
+        n_each = 2 if self.prefine == "intended" else 1
+        check_enough(index, self.base.classes, subject_id=subject_id, n_each=n_each)
+        time_s = self._times(time_s, len(windows))
+
+        network = self._prepared(self.target_modules)
+        device = next(network.parameters()).device
+        x = torch.from_numpy(self.base.preprocessing.normalize_windows(windows)).to(device)
+        y = torch.from_numpy(index).to(device)
+        prefine_curve = self._prefine(network, x, y, time_s)
+        self.loss_curve_ = fine_tune(
+            network,
+            x,
+            y,
+            n_steps=self.n_steps,
+            lr=self._lr(),
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+            dropout=self.dropout,
+            generator=torch_generator(self.random_state, "fine-tune"),
+        )
+        self.prefine_curve_ = prefine_curve
+        self._set_fitted(network, class_counts(index, self.base.classes))
+        self.fit_seconds_ = time.perf_counter() - begin
+        return self
+
+    def _prepared(self, target_modules: Sequence[str] | None) -> torch.nn.Module:
+        return prepare_network(
+            self.base.new_network(),
+            self.method,
+            rank=int(self.rank),
+            alpha=self.alpha,
+            target_modules=target_modules,
+            seed=derive_seed(self.random_state, "lora"),
+        )
+
+    def _prefine(self, network, x, y, time_s) -> list[float]:
+        if self.prefine == "intended":
+            return prefine_intended(network, x, y, time_s)
+        if self.prefine == "released":
+            generator = torch_generator(self.random_state, "prefine")
+            return prefine_released(network, x, y, generator=generator)
+        return []
+
+    def _times(self, time_s: np.ndarray | None, n_windows: int) -> np.ndarray | None:
+        if time_s is not None:
+            return checked_times(time_s, n_windows=n_windows)
+        if self.prefine == "intended":
+            raise DataError(
+                "prefine='intended' splits the windows in time, but time_s is None. Hand over "
+                "time_s, the start of each window in seconds, or use prefine='released'."
+            )
+        return None
+
+    def _set_fitted(self, network: torch.nn.Module, n_support: dict[str, int]) -> None:
+        self.fitted_params_ = self.get_params(deep=False)
+        del self.fitted_params_["base"]
+        self.classes_ = np.asarray(self.base.classes)
+        self.n_support_ = dict(n_support)
+        self.n_trainable_ = sum(p.numel() for p in trained_parameters(network).values())
+        self.adapted_layers_ = _adapted_layers(network)
+        self.network_ = network.eval()
+
+    def _lr(self) -> float:
+        return LEARNING_RATES[self.method] if self.lr is None else self.lr
+
+    def _check_arguments(self) -> None:
+        check_option("method", self.method, METHODS)
+        if self.prefine is not None:
+            check_option("prefine", self.prefine, PREFINES)
+        if self.lr is not None:
+            check_positive("lr", self.lr)
+        if self.alpha is not None:
+            check_positive("alpha", self.alpha)
+        _check_whole("n_steps", self.n_steps, 0)
+        _check_whole("rank", self.rank, 1)
+        _check_whole("random_state", self.random_state, 0)
+        if self.batch_size is not None:
+            _check_whole("batch_size", self.batch_size, 1)
+        _check_between("weight_decay", self.weight_decay, 0, sys.float_info.max)
+        _check_between("threshold", self.threshold, 0, 1)
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_whole or value < least:
+        raise ValueError(f"{name} is {value!r}; a whole number of {least} or more was expected.")
+
+
+def _check_between(name: str, value: float, least: float, most: float) -> None:
+    is_number = isinstance(value, (int, float, np.integer, np.floating))
+    if not is_number or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}; a number from {least} to {most:g} was expected.")
+
+
+def _adapted_layers(network: torch.nn.Module) -> list[str]:
+    prefix, mark = "base_model.model.", ".lora_A."
+    names = (name.split(mark)[0] for name in trained_parameters(network) if mark in name)
+    return [name.removeprefix(prefix) for name in names]
+
+
+def _plain(value):
+    """Return `value` as JSON can hold it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,82 @@
+"""Check the labelled windows of a patient before anything is trained on them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from metaecg.checks import check_windows
+from metaecg.errors import DataError, NotEnoughWindowsError
+
+
+def windows_for(base, windows: np.ndarray) -> np.ndarray:
+    """Return `windows` as float32; a shape that `base` doesn't take, or NaN, is a DataError."""
+    windows = check_windows(windows)
+    expected = (base.n_leads, base.preprocessing.n_samples)
+    if windows.shape[1:] != expected:
+        raise DataError(
+            f"windows has shape {windows.shape}; expected (n_windows, {expected[0]}, "
+            f"{expected[1]}): the base takes {expected[0]} lead(s) and "
+            f"{base.preprocessing.window_s:g} s at {base.preprocessing.fs_hz:g} Hz. Cut the "
+            "windows with the base's preprocessing."
+        )
+    return windows
+
+
+def label_index(labels: Sequence, classes: Sequence[str], *, n_windows: int) -> np.ndarray:
+    """Return the index into `classes` of every label, int64.
+
+    `labels` are class names or whole numbers. Another number of them than `n_windows`, or one
+    that names no class, is a DataError.
+    """
+    labels = np.asarray(labels)
+    if labels.shape != (n_windows,):
+        raise DataError(
+            f"labels has shape {labels.shape}; expected ({n_windows},), one per window."
+        )
+    names = list(classes)
+    if labels.dtype.kind in "iu":
+        known = {index: index for index in range(len(names))}
+    else:
+        known = {name: index for index, name in enumerate(names)}
+    unknown = sorted({repr(v) for v in labels.tolist() if v not in known})
+    if unknown:
+        raise DataError(
+            f"labels holds {', '.join(unknown[:3])}; expected names of {names} or their indices."
+        )
+    return np.array([known[v] for v in labels.tolist()], dtype=np.int64)
+
+
+def class_counts(index: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
+    """Return the number of windows per class name."""
+    counts = np.bincount(index, minlength=len(classes))
+    return {name: int(n) for name, n in zip(classes, counts, strict=True)}
+
+
+def check_enough(
+    index: np.ndarray, classes: Sequence[str], *, subject_id: str, n_each: int = 1
+) -> None:
+    """Refuse a support of a single class, or with fewer than `n_each` of a class that it has."""
+    counts = class_counts(index, classes)
+    present = [name for name, n in counts.items() if n > 0]
+    few = [name for name in present if counts[name] < n_each]
+    if len(present) < 2:
+        few = [name for name in classes if name not in present]
+    if few:
+        raise NotEnoughWindowsError(
+            subject_id=subject_id,
+            label=few[0],
+            n_found=counts[few[0]],
+            n_needed=n_each,
+            where=f"among the {len(index)} given",
+        )
+
+
+def checked_times(time_s: np.ndarray, *, n_windows: int) -> np.ndarray:
+    """Return `time_s` as float64; another length or a time that is not finite is a DataError."""
+    time_s = np.asarray(time_s, dtype=np.float64)
+    if time_s.shape != (n_windows,) or not np.isfinite(time_s).all():
+        raise DataError(
+            f"time_s has shape {time_s.shape}; expected ({n_windows},), one finite time in "
+            "seconds per window."
+        )
+    return time_s

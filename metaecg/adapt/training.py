@@ -1,0 +1,136 @@
+"""Fine-tune the parameters that a method left free, on a handful of windows."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from metaecg.adapt.methods import trained_parameters
+from metaecg.errors import AdaptationError
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def fine_tune(
+    network: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    n_steps: int,
+    lr: float,
+    weight_decay: float,
+    generator: torch.Generator,
+    batch_size: int | None = None,
+    dropout: bool = False,
+) -> list[float]:
+    """Take `n_steps` AdamW steps on the cross-entropy; the network is changed in place.
+
+    Batch norm stays in eval mode: its statistics neither come from the twenty windows nor change.
+    The same generator state gives the same weights.
+
+    Parameters
+    ----------
+    network
+        Its parameters with ``requires_grad`` are trained.
+    x
+        Shape ``(n_windows, n_leads, n_samples)``, normalised as the network wants it.
+    y
+        Shape ``(n_windows,)``, int64, index of the class.
+    n_steps
+        Steps, not epochs; 0 changes nothing.
+    lr, weight_decay
+        Of AdamW; the decay is decoupled.
+    generator
+        Draws the batches and the dropout masks, on the CPU.
+    batch_size
+        Windows per step, drawn without replacement until all were used; ``None``: all of them.
+    dropout
+        Whether the dropout layers are active.
+
+    Returns
+    -------
+    list of float
+        The loss before each step, over that step's windows.
+
+    Raises
+    ------
+    AdaptationError
+        If the loss or a parameter is no longer finite, with the number of the step.
+    """
+    parameters = list(trained_parameters(network).values())
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    batches = _batches(len(y), batch_size, generator)
+    losses = []
+    with training_mode(network, dropout=dropout, generator=generator):
+        for step in range(n_steps):
+            chosen = next(batches).to(x.device)
+            loss = F.cross_entropy(network(x[chosen]), y[chosen])
+            losses.append(check_finite(loss, f"step {step + 1} of {n_steps}", lr))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    check_parameters(parameters, f"after {n_steps} steps", lr)
+    return losses
+
+
+def check_finite(loss: torch.Tensor, when: str, lr: float) -> float:
+    """Return the loss as a number; NaN or infinity is an AdaptationError that says when."""
+    value = float(loss.detach())
+    if value != value or value in (float("inf"), float("-inf")):
+        raise AdaptationError(
+            f"the loss is {value} at {when} (lr={lr:g}); a finite loss was expected. Lower lr."
+        )
+    return value
+
+
+def check_parameters(parameters: list[torch.Tensor], when: str, lr: float) -> None:
+    """Raise AdaptationError if a parameter is no longer finite."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise AdaptationError(
+            f"the weights are no longer finite {when} (lr={lr:g}). Lower lr or n_steps."
+        )
+
+
+@contextlib.contextmanager
+def training_mode(
+    network: nn.Module, *, dropout: bool = False, generator: torch.Generator | None = None
+) -> Iterator[None]:
+    """Make gradients possible with everything in eval mode, dropout layers apart if wanted.
+
+    Dropout draws from `generator`; the global random state is left as it was.
+    """
+    network.eval()
+    with contextlib.ExitStack() as stack:
+        if dropout:
+            stack.callback(network.eval)
+            for module in network.modules():
+                if isinstance(module, (nn.modules.dropout._DropoutNd, nn.RNNBase)):
+                    module.train()
+            stack.enter_context(_seeded(generator, network))
+        elif any(isinstance(module, nn.RNNBase) for module in network.modules()):
+            # cuDNN computes no gradient of a recurrent layer in eval mode.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
+@contextlib.contextmanager
+def _seeded(generator: torch.Generator, network: nn.Module) -> Iterator[None]:
+    device = next(network.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _batches(n: int, batch_size: int | None, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    if batch_size is None or batch_size >= n:
+        everything = torch.arange(n)
+        while True:
+            yield everything
+    while True:
+        yield from torch.randperm(n, generator=generator).split(batch_size)
