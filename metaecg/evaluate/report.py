@@ -10,10 +10,10 @@ from typing import Any
 
 from metaecg.errors import DataError
 from metaecg.evaluate.figures import change_figure, curriculum_figure, strip_figure, strip_label
+from metaecg.evaluate.protocol import PROTOCOLS
 
 SCHEMA = 1
 DEMO = "demo data"
-OPTIMISTIC = "optimistic, not a deployment figure"
 BASELINE = "zero-shot"
 MISSING = "–"
 
@@ -79,7 +79,8 @@ def render_report(
     return pages.get_template("report.html").render(
         title=results.get("title") or f"metaecg: {results['protocol']}",
         is_demo=results.get("data") == DEMO,
-        optimistic=OPTIMISTIC if results["protocol"] == "as_published" else "",
+        optimistic=_caveat(results),
+        protocol=results["protocol"],
         facts=_facts(results),
         headline=_headline(methods, best),
         tables=_method_tables(methods),
@@ -316,7 +317,15 @@ def _picture(figure) -> dict[str, Any]:
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
     demo = [DEMO] if results.get("data") == DEMO else []
-    return demo + ([OPTIMISTIC] if results["protocol"] == "as_published" else [])
+    caveat = _caveat(results)
+    return demo + ([caveat] if caveat else [])
+
+
+def _caveat(results: Mapping[str, Any]) -> str:
+    """Return the words that travel with the figures: the protocol's own and the run's."""
+    protocol = PROTOCOLS.get(results["protocol"], "")
+    more = results.get("caveat") or ""
+    return more if protocol in more else "; ".join(word for word in (protocol, more) if word)
 
 
 def _baseline(methods: Mapping[str, Any]) -> str | None:

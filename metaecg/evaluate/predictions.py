@@ -1,0 +1,71 @@
+"""A method's output on the test part of one subject, and its way to disk."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+_COLUMNS = ("record_ids", "start_s", "labels", "is_mixed", "probabilities")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Probabilities of one method, seed and subject; the arrays line up, one row per test window."""
+
+    method: str
+    seed: int
+    subject_id: str
+    record_ids: np.ndarray = field(repr=False)
+    start_s: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    is_mixed: np.ndarray = field(repr=False)
+    probabilities: np.ndarray = field(repr=False)
+    """Probability of ``va``, float64."""
+    threshold: float = 0.5
+    adapt_seconds: float = 0.0
+    n_trainable: int = 0
+    is_one_class: bool = False
+    """No VA and no support: false alarms of the base alone."""
+
+    @property
+    def flagged(self) -> np.ndarray:
+        """Which windows the detector calls ``va``."""
+        return self.probabilities >= self.threshold
+
+    def without_mixed(self) -> "Prediction":
+        """Return the same without the windows that touch both states."""
+        kept = ~self.is_mixed
+        columns = {name: getattr(self, name)[kept] for name in _COLUMNS}
+        return Prediction(**{**self.__dict__, **columns})
+
+
+def save_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write predictions as one compressed ``.npz`` (arrays and JSON text, nothing pickled)."""
+    predictions = list(predictions)
+    facts = [
+        {k: v for k, v in p.__dict__.items() if k not in _COLUMNS} | {"n": len(p.labels)}
+        for p in predictions
+    ]
+    columns = {
+        name: np.concatenate([getattr(p, name) for p in predictions])
+        if predictions
+        else np.zeros(0)
+        for name in _COLUMNS
+    }
+    with open(path, "wb") as file:
+        np.savez_compressed(file, facts=np.array(json.dumps(facts)), **columns)
+
+
+def load_predictions(path: Path) -> list[Prediction]:
+    """Read what `save_predictions` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        columns = {name: stored[name] for name in _COLUMNS}
+        facts = json.loads(str(stored["facts"]))
+    found, start = [], 0
+    for values in facts:
+        stop = start + values.pop("n")
+        found.append(Prediction(**values, **{k: v[start:stop] for k, v in columns.items()}))
+        start = stop
+    return found

@@ -1,0 +1,265 @@
+"""The configuration of `va_fewshot`: every field with its meaning; all mistakes reported at once."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from metaecg.checks import did_you_mean
+from metaecg.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class PreprocessingConfig(_Section):
+    """How signals become windows."""
+
+    fs_hz: PositiveFloat = 200.0
+    """Sampling rate of the windows, hertz."""
+    window_s: PositiveFloat = 2.0
+    """Window length, seconds."""
+    lowcut_hz: PositiveFloat = 0.5
+    """Lower edge of the band-pass, hertz (at least 0.5)."""
+    highcut_hz: PositiveFloat = 40.0
+    """Upper edge of the band-pass, hertz."""
+    normalize: Literal["window", "none"] = "window"
+    """Scale each window by its own mean and spread, or leave millivolts."""
+
+
+class NetworkConfig(_Section):
+    """The network of the base."""
+
+    name: Literal["compact-cnn", "metava", "resnet1d-18", "gru", "lstm", "bilstm", "net1d"] = (
+        "compact-cnn"
+    )
+    """A name of metaecg.models.registry.NETWORKS; meta-learning needs one without batch norm."""
+    arguments: dict[str, int | float | str | bool] = {}
+    """The network's own arguments, such as {width: 16}."""
+
+
+class PretrainConfig(_Section):
+    """Supervised pre-training."""
+
+    batch_size: Positive = 64
+    """Windows in a batch, half of each class."""
+    lr: PositiveFloat = 3e-3
+    """Highest learning rate of the one-cycle schedule."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """AdamW's weight decay."""
+
+
+class MetaConfig(_Section):
+    """Meta-learning (MAML)."""
+
+    engine: Literal["func"] = "func"
+    """How tasks are adapted: func adapts a whole meta-batch together (torch.func)."""
+    meta_batch_size: Positive = 8
+    """Subjects in a meta-batch."""
+    n_query: Positive = 10
+    """Query windows per class of a training task."""
+    inner_lr: PositiveFloat = 0.05
+    """Step size of the inner loop."""
+    inner_steps: Positive = 5
+    """Steps of the inner loop."""
+    first_order: bool = False
+    """Drop second derivatives."""
+    outer_lr: PositiveFloat = 2e-3
+    """Highest learning rate of the outer loop (AdamW, cosine)."""
+    warm_start: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Part of the budget spent on supervised pre-training before meta-learning starts."""
+    chronological: bool = True
+    """Training tasks have the support before the query, as in use."""
+    task_chunk: Positive | None = None
+    """Adapt at most so many tasks at once: same gradients, less memory."""
+
+
+class CurriculumConfig(_Section):
+    """Which subjects are trained on when (methods with +curriculum)."""
+
+    difficulty: Literal["initial-loss", "running-loss", "separability"] = "initial-loss"
+    """How hard a subject is: initial-loss (MetaVA), running-loss or separability."""
+    pacing: Literal["metava", "linear", "exponential", "self-paced", "none"] = "linear"
+    """From easy to hard: metava, linear, exponential, self-paced or none."""
+
+
+class PersonalizeConfig(_Section):
+    """Fine-tuning on a patient's support."""
+
+    n_steps: Positive = 30
+    """Steps over the whole support."""
+    lr: PositiveFloat | None = None
+    """Learning rate; the default depends on the method."""
+    rank: Positive = 4
+    """Rank of LoRA."""
+    prefine: Literal["intended", "released"] = "intended"
+    """Reading of MetaVA's pre-fine-tuning that methods with +prefine use."""
+
+
+class DemoConfig(_Section):
+    """The generated patients of the embedded default."""
+
+    n_subjects: Annotated[int, Field(ge=8)] = 16
+    """How many patients."""
+    duration_s: Annotated[float, Field(ge=180)] = 300.0
+    """Length of each recording, seconds."""
+
+
+class TrackingConfig(_Section):
+    """The MLflow run."""
+
+    enabled: bool = True
+    """Record the run with MLflow."""
+    uri: str | None = None
+    """Store; default $MLFLOW_TRACKING_URI, else an SQLite file beside the output folder."""
+    experiment: str = "va_fewshot"
+    """Name of the MLflow experiment."""
+
+
+class VAConfig(_Section):
+    """Everything that decides a run of va_fewshot."""
+
+    data: Path | None = None
+    """Folder with one folder per database; default $METAECG_DATA, else the user cache folder."""
+    databases: list[str] | None = None
+    """Databases, comma-separated; default: those with VA labels under --data, else generated patients
+    (demo)."""
+    out: Path = Path("runs/va")
+    """Folder for results.json, report.html, model/ and the rest."""
+    cache: Path | None = None
+    """Folder for prepared windows; default the user cache folder."""
+    protocol: Literal["deploy", "as_published"] = "deploy"
+    """Rules of the evaluation; see docs/protocol.md. as_published is optimistic."""
+    methods: list[str] | None = None
+    """Methods, comma-separated; default all. See --list-methods."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Subject-disjoint folds; every eligible subject is held out once."""
+    max_folds: Positive | None = None
+    """Run only the first so many folds (the others' subjects are not evaluated)."""
+    split: Path | None = None
+    """Split manifest (JSON) that replaces the folds."""
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    """Seeds, comma-separated; at least three for figures that are to be quoted."""
+    n_shots: Positive = 10
+    """Labelled windows per class of a held-out subject."""
+    budget_windows: Annotated[int, Field(ge=64)] = 240_000
+    """Training windows that every base sees, supervised or meta-learned: the same budget."""
+    base: str | None = None
+    """An existing base (published name or folder): personalize and evaluate it, train nothing."""
+    include_seen: bool = False
+    """With --base: also evaluate subjects that the base was trained on (not held out)."""
+    workers: Positive = 2
+    """Processes, one thread each. The figures don't depend on it."""
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    network: NetworkConfig = NetworkConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    meta: MetaConfig = MetaConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+    personalize: PersonalizeConfig = PersonalizeConfig()
+    demo: DemoConfig = DemoConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def hash(self) -> str:
+        """Return a short checksum over everything that can change a figure."""
+        values = self.model_dump(mode="json", exclude={"out", "cache", "workers", "tracking", "data"})
+        text = json.dumps(values, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+PRESETS: dict[str, dict] = {
+    "quick": {"max_folds": 1, "seeds": [0], "budget_windows": 24_000},
+    "demo": {"folds": 3, "budget_windows": 24_000, "meta": {"meta_batch_size": 4}},
+}
+"""``quick``: one fold, one seed, small budgets. ``demo``: what generated patients need."""
+
+LIST_FIELDS = ("databases", "methods", "seeds")
+
+
+def build_config(values: dict) -> VAConfig:
+    """Validate nested values; raise one ConfigError that lists every mistake."""
+    for name in LIST_FIELDS:
+        values = _split_list(values, name)
+    try:
+        return VAConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError([_problem(item) for item in error.errors()]) from error
+
+
+def load_yaml(path: Path) -> dict:
+    """Return the mapping in a YAML file; an unreadable file or another content is a ConfigError."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"the configuration {path} can't be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the configuration {path} is not YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"the configuration {path} holds {content!r}; expected keys and values.")
+    return content
+
+
+def parse_override(text: str) -> tuple[list[str], object]:
+    """Return path and value of ``key.subkey=value``; the value is read as YAML."""
+    import yaml
+
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise ConfigError(f"{text!r} is no override; expected key.subkey=value, such as folds=3.")
+    try:
+        return name.split("."), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {name!r} is {value!r}, which can't be read.") from error
+
+
+def merge(values: dict, path: list[str], value: object) -> dict:
+    """Return `values` with `value` set at `path`, leaving the argument as it is."""
+    head, rest = path[0], path[1:]
+    if not rest:
+        return {**values, head: value}
+    inner = values.get(head)
+    return {**values, head: merge(inner if isinstance(inner, dict) else {}, rest, value)}
+
+
+def field_names(section: type[BaseModel] = VAConfig, prefix: str = "") -> list[str]:
+    """Return every dotted field name."""
+    names = []
+    for name, info in section.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, _Section):
+            names += field_names(info.annotation, f"{prefix}{name}.")
+    return names
+
+
+def _split_list(values: dict, name: str) -> dict:
+    value = values.get(name)
+    if isinstance(value, str):
+        return {**values, name: [part.strip() for part in value.split(",") if part.strip()]}
+    if isinstance(value, int):
+        return {**values, name: [value]}
+    return values
+
+
+def _problem(item: dict) -> str:
+    """Say what is wrong with one field, with its value and what was expected."""
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{name} is no setting; expected {_nearest(name)}"
+    expected = item["msg"][0].lower() + item["msg"][1:]
+    return f"{name} is {item['input']!r}: {expected}."
+
+
+def _nearest(name: str) -> str:
+    *parents, _ = name.split(".")
+    prefix = ".".join(parents)
+    known = [n for n in field_names() if n.rpartition(".")[0] == prefix]
+    return did_you_mean(name, known)

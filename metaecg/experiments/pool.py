@@ -1,0 +1,125 @@
+"""Run jobs in a few processes of one thread each, with progress, resumption and a clean stop."""
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from queue import Empty
+
+REPORT_EVERY = 10
+"""Steps between two messages of a worker: fewer would cost more than they tell."""
+
+_channel = None  # set in worker processes only, by their initializer
+
+
+class Stopped(Exception):
+    """Raised inside a worker whose run was interrupted."""
+
+
+def run_all(
+    jobs: list,
+    work: Callable,
+    *,
+    n_workers: int,
+    on_progress: Callable[[int], None],
+    on_done: Callable,
+) -> None:
+    """Call ``work(job, report)`` for every job and ``on_done(job, result)`` as each ends.
+
+    Parameters
+    ----------
+    jobs
+        Any picklable objects; started in this order.
+    work
+        A picklable function. It calls ``report()`` once per unit of progress.
+    n_workers
+        1 runs the jobs here, one after the other.
+    on_progress
+        Called here with the number of units done since the last call.
+    on_done
+        Called here with the job and what `work` returned.
+
+    Notes
+    -----
+    An exception of a job, and Ctrl-C, stop the others at their next report and are raised here.
+    """
+    if n_workers == 1 or len(jobs) == 1:
+        limit_threads()
+        for job in jobs:
+            on_done(job, work(job, lambda: on_progress(1)))
+        return
+    with _manager() as (queue, stop):
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(n_workers, context, _start_worker, (queue, stop))
+        try:
+            futures = {pool.submit(_in_worker, work, job): job for job in jobs}
+            _collect(futures, queue, on_progress, on_done)
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def limit_threads() -> None:
+    """One torch thread: figures don't depend on the number of cores, and processes don't compete."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _collect(futures: dict[Future, object], queue, on_progress, on_done) -> None:
+    waiting = set(futures)
+    while waiting:
+        finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+        on_progress(_drain(queue))
+        for future in finished:
+            on_done(futures[future], future.result())
+
+
+def _drain(queue) -> int:
+    n_units = 0
+    while True:
+        try:
+            n_units += queue.get_nowait()
+        except Empty:
+            return n_units
+
+
+@contextmanager
+def _manager() -> Iterator[tuple]:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        yield manager.Queue(), manager.Event()
+
+
+def _start_worker(queue, stop) -> None:
+    global _channel
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and says so through `stop`
+    _channel = (queue, stop)
+    threading.Thread(target=_warm_up, daemon=True).start()
+    limit_threads()
+
+
+def _warm_up() -> None:
+    """Import PEFT while the first base trains: it takes seconds and is needed right after."""
+    import peft  # noqa: F401
+
+
+def _in_worker(work: Callable, job):
+    queue, stop = _channel
+    done = 0
+
+    def report() -> None:
+        nonlocal done
+        done += 1
+        if done % REPORT_EVERY == 0:
+            queue.put(REPORT_EVERY)
+            if stop.is_set():
+                raise Stopped
+
+    result = work(job, report)
+    queue.put(done % REPORT_EVERY)
+    return result

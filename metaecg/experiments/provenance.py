@@ -1,0 +1,83 @@
+"""What a run was made of: versions, commit, data, configuration; written before training starts."""
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import metaecg
+from metaecg.data.datasets import Dataset
+from metaecg.experiments.config import VAConfig
+
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "wfdb", "peft", "mlflow", "pydantic")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, metaecg and the packages that decide figures."""
+    found = {"python": platform.python_version(), "metaecg": metaecg.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout that metaecg runs from, with ``+changes`` if it has any."""
+    folder = Path(metaecg.__file__).parent
+    try:
+        git = ["git", "-C", str(folder)]
+        top = _output([*git, "rev-parse", "--show-toplevel"])
+        if not (Path(top) / "setup.cfg").exists():  # installed inside somebody else's repository
+            return None
+        commit = _output([*git, "rev-parse", "HEAD"])
+        changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file so that it is never read half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as out:
+        json.dump(content, out, indent=1, sort_keys=False, default=str)
+        out.write("\n")
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(out.name, path)
+
+
+def write_provenance(out: Path, config: VAConfig, dataset: Dataset, *, splits) -> None:
+    """Write ``config.yaml`` (can be given to ``--config``) and ``run.json`` into `out`."""
+    import yaml
+
+    out.mkdir(parents=True, exist_ok=True)
+    values = config.model_dump(mode="json")
+    (out / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    write_json(
+        out / "run.json",
+        {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "config_hash": config.hash(),
+            "data_manifest_sha256": dataset.manifest_sha256,
+            "data_sha256": {
+                f"{record.database}/{name}": checksum
+                for record in dataset.records
+                for name, checksum in sorted(record.checksums.items())
+            },
+            "splits": {s.name: {"train": list(s.train), "test": list(s.test)} for s in splits},
+        },
+    )
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

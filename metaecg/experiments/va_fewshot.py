@@ -1,0 +1,420 @@
+"""Personalize a VF/VFL/VT detector to every held-out patient with ten windows per class.
+
+    python -m metaecg.experiments.va_fewshot                       # generated patients
+    python -m metaecg.experiments.va_fewshot --data DIR --databases mitdb,vfdb,cudb --out runs/va
+
+What happens, in order: windows are prepared; folds are made; for each fold, seed and kind of base
+one job trains the base and personalizes it to the held-out subjects; figures, report and a base are
+written to --out, and the run is recorded with MLflow.
+"""
+
+import functools
+import shutil
+import sys
+from pathlib import Path
+
+from metaecg.errors import ConfigError, DataError, LeakageError
+from metaecg.experiments.cli import argument_parser, progress, run_main
+from metaecg.experiments.config import (
+    PRESETS,
+    VAConfig,
+    build_config,
+    load_yaml,
+    merge,
+    parse_override,
+)
+from metaecg.experiments.va_methods import (
+    BASE_ONLY_METHODS,
+    METHODS,
+    PREFERRED_BASES,
+    choose_methods,
+)
+
+PROGRAM = "python -m metaecg.experiments.va_fewshot"
+VA_DATABASES = ("mitdb", "vfdb", "cudb")
+OPTIONS = ("data", "databases", "out", "cache", "protocol", "methods", "folds", "split", "seeds")
+OPTIONS += ("n-shots", "base", "workers")
+FLAGS = ("include-seen",)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    arguments = _parser().parse_intermixed_args(argv)
+    if arguments.list_methods:
+        print("\n".join(f"{name:34s} {m.description}" for name, m in METHODS.items()))
+        return 0
+    return run_main(
+        lambda: _main(arguments),
+        resume_hint="Finished parts are kept: the same command goes on from there.",
+    )
+
+
+def _main(arguments) -> None:
+    config = _resolve(arguments)
+    if arguments.dry_run:
+        print(_as_yaml(config))
+        return
+    results = run(config)
+    print(summary_table(results))
+    print(f"\nwritten to {config.out}: results.json, report.html, model/, predictions.npz")
+
+
+def run(config: VAConfig) -> dict:
+    """Run the recipe and write everything to ``config.out``; return the content of results.json.
+
+    Raises
+    ------
+    ConfigError, DataError, LeakageError, CheckpointError
+        What is wrong, before anything is trained.
+    """
+    from metaecg.evaluate.protocol import eligibility, prepare_for_protocol
+    from metaecg.experiments.provenance import write_provenance
+
+    methods = choose_methods(config.methods, table=BASE_ONLY_METHODS if config.base else METHODS)
+    dataset = _prepare(config)
+    who = eligibility(dataset, protocol=config.protocol, n_shots=config.n_shots)
+    splits = _base_split(config, dataset) if config.base else _splits(config, dataset, who)
+    jobs = _jobs(config, methods, splits, who)
+    write_provenance(config.out, config, dataset, splits=splits)
+    done = _run_jobs(config, jobs, functools.partial(_load, config), dataset.manifest_sha256)
+    dataset = prepare_for_protocol(dataset, config.protocol)
+    return _finish(config, methods, dataset, who, splits, done)
+
+
+def summary_table(results: dict) -> str:
+    """Return the table of methods as text; says "demo data" and the protocol's caveat."""
+    caveat = [results["data"]] if results["data"] == "demo data" else []
+    caveat += [results["caveat"]] if results["caveat"] else []
+    lines = [
+        f"{results['protocol']}, {results['n_subjects']} held-out subjects, "
+        f"{len(results['seeds'])} seed(s)" + "".join(f" - {text}" for text in caveat),
+        f"{'method':34s} {'AUC mean':>8s} {'std':>6s} {'worst':>6s} {'F1':>6s} {'pooled AUC':>11s} "
+        f"{'F1':>6s} {'alarms/h':>9s}",
+    ]
+    for name, figures in results["methods"].items():
+        auc, f1, pooled = figures["subject_auc"], figures["subject_f1"], figures["pooled"]
+        values = (auc["mean"], auc["std"], auc["worst"], f1["mean"], pooled["auc"], pooled["f1"])
+        shown = [f"{v:.3f}" if v is not None else "-" for v in values]
+        alarms = figures["false_alarms_per_hour"]
+        lines.append(
+            f"{name:34s} {shown[0]:>8s} {shown[1]:>6s} {shown[2]:>6s} {shown[3]:>6s} {shown[4]:>11s} "
+            f"{shown[5]:>6s} {alarms if alarms is None else round(alarms, 1)!s:>9s}"
+        )
+    return "\n".join(lines)
+
+
+# --- configuration -----------------------------------------------------------------------------
+
+
+def _parser():
+    from metaecg.experiments.config import VAConfig as Fields
+
+    parser = argument_parser(PROGRAM, __doc__, Fields)
+    for name in OPTIONS:
+        field = Fields.model_fields[name.replace("-", "_")]
+        text = " ".join((field.description or "").split()).replace("%", "%%")
+        parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
+    for name in FLAGS:
+        field = Fields.model_fields[name.replace("-", "_")]
+        parser.add_argument(f"--{name}", action="store_true", default=None, help=field.description)
+    parser.add_argument("--quick", action="store_true", help="one fold, one seed, small budgets")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and stop"
+    )
+    parser.add_argument("--list-methods", action="store_true", help="print the methods and stop")
+    return parser
+
+
+def _resolve(arguments) -> VAConfig:
+    """Merge presets, file, options and overrides, the later ones winning; report every mistake."""
+    given: dict = load_yaml(arguments.config) if arguments.config else {}
+    for name in (*OPTIONS, *FLAGS):
+        value = getattr(arguments, name.replace("-", "_"))
+        if value is not None:
+            given[name.replace("-", "_")] = value
+    problems = []
+    for text in arguments.overrides:
+        try:
+            given = merge(given, *parse_override(text))
+        except ConfigError as error:
+            problems += error.problems
+    values = _with_defaults(given, quick=arguments.quick)
+    try:
+        config = build_config(values)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    problems += _semantic_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _with_defaults(given: dict, *, quick: bool) -> dict:
+    """Fill in where the data is; generated patients and ``--quick`` bring their own budgets."""
+    import os
+
+    from metaecg.data.cache import default_cache_root
+    from metaecg.data.databases import default_data_root
+
+    values = dict(given)
+    values.setdefault("cache", str(default_cache_root()))
+    if not values.get("databases"):
+        found = _databases_in(values["data"]) if values.get("data") else []
+        values["databases"] = found or ["demo"]
+    if values["databases"] in ("demo", ["demo"]):
+        values = {**PRESETS["demo"], **values}
+        values["data"] = values.get("data") or os.path.join(str(values["cache"]), "demo-data")
+    if quick:
+        values = {**values, **{k: v for k, v in PRESETS["quick"].items() if k not in given}}
+    values["data"] = values.get("data") or str(default_data_root())
+    return values
+
+
+def _databases_in(folder) -> list[str]:
+    """Return the databases with VA labels that lie under a folder; none is a mistake to report."""
+    found = [slug for slug in (*VA_DATABASES, "demo") if (Path(str(folder)) / slug).is_dir()]
+    if not found:
+        raise ConfigError(
+            f"data is {str(folder)!r}, which holds none of the folders {', '.join(VA_DATABASES)}. "
+            "Name the folder above them, or the databases with --databases."
+        )
+    return found
+
+
+def _semantic_problems(config: VAConfig) -> list[str]:
+    """Return what single fields can't tell: unknown names, settings that don't go together."""
+    from metaecg.data.preprocessing import Preprocessing
+
+    problems = []
+    try:
+        choose_methods(config.methods, table=BASE_ONLY_METHODS if config.base else METHODS)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        Preprocessing(**config.preprocessing.model_dump())
+    except ValueError as error:
+        problems.append(f"preprocessing: {error}")
+    if len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
+        problems.append(f"seeds is {config.seeds}; expected different numbers of 0 or more.")
+    if config.base and config.split:
+        problems.append("split and base exclude each other: a base is not trained again.")
+    return problems
+
+
+def _as_yaml(config: VAConfig) -> str:
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()
+
+
+# --- data and splits ---------------------------------------------------------------------------
+
+
+def _prepare(config: VAConfig):
+    from metaecg.data.datasets import prepare
+    from metaecg.data.demo import write_demo_database
+    from metaecg.experiments.va_bases import model_preprocessing
+    from metaecg.models.checkpoints import load_base
+
+    if config.databases == ["demo"] and not (config.data / "demo" / "RECORDS").is_file():
+        config.data.mkdir(parents=True, exist_ok=True)
+        write_demo_database(config.data, **config.demo.model_dump())
+    preprocessing = model_preprocessing(config)
+    if config.base:
+        preprocessing = load_base(config.base).preprocessing
+    with progress("preparing windows") as bar:
+        return prepare(
+            config.data,
+            config.databases,
+            preprocessing,
+            cache_root=config.cache,
+            dense_va=config.protocol == "as_published",
+            on_record=bar.set,
+        )
+
+
+def _load(config: VAConfig):
+    """Open the prepared windows in a worker process: a memory map, shared by all."""
+    from metaecg.evaluate.protocol import prepare_for_protocol
+
+    return prepare_for_protocol(_prepare(config), config.protocol)
+
+
+def _splits(config: VAConfig, dataset, who):
+    from metaecg.data.splits import check_split, make_folds, read_manifest
+    from metaecg.seeding import numpy_generator
+
+    if config.split:
+        split = read_manifest(config.split)
+        check_split(split, dataset.subject_ids, _checksums(dataset))
+        return (split,)
+    database = {record.subject_id: record.database for record in dataset.records}
+    strata = {
+        s: f"{database[s]}, {'eligible' if s in who.eligible else 'not'}" for s in dataset.subject_ids
+    }
+    # The folds belong to the protocol, not to a seed: all seeds are judged on the same ones.
+    folds = make_folds(strata, n_folds=config.folds, rng=numpy_generator(0, "folds"))
+    return folds[: config.max_folds]
+
+
+def _base_split(config: VAConfig, dataset):
+    """Return a split whose test side is who the base has not seen."""
+    from metaecg.data.splits import Split
+    from metaecg.models.checkpoints import load_base
+
+    training = load_base(config.base).training
+    contents = set(training.get("file_sha256", ()))
+    seen = {
+        record.subject_id
+        for record in dataset.records
+        if record.subject_id in training.get("subject_ids", ())
+        or contents & {c for n, c in record.checksums.items() if not n.endswith(".hea")}
+    }
+    if config.include_seen:
+        return (Split(name="base", train=(), test=tuple(dataset.subject_ids)),)
+    test = tuple(s for s in dataset.subject_ids if s not in seen)
+    if not test:
+        raise LeakageError(
+            f"the base {config.base} was trained on all {len(seen)} subjects of {config.data}. Give "
+            "it unseen subjects, or add --include-seen for figures that are not held out."
+        )
+    return (Split(name="base", train=tuple(sorted(seen)), test=test),)
+
+
+def _checksums(dataset) -> dict[str, str]:
+    return {
+        f"{record.database}/{name}": checksum
+        for record in dataset.records
+        for name, checksum in record.checksums.items()
+    }
+
+
+# --- jobs --------------------------------------------------------------------------------------
+
+
+def _jobs(config: VAConfig, methods, splits, who) -> list:
+    """Return a job per fold, seed and kind of base, and one for the base that is written."""
+    from metaecg.experiments.va_jobs import Job
+
+    kinds = list(dict.fromkeys(method.base for method in methods.values()))
+    jobs = [
+        Job(
+            kind=kind,
+            seed=seed,
+            split=split,
+            methods={name: m for name, m in methods.items() if m.base == kind},
+            eligible=tuple(s for s in split.test if s in who.eligible),
+            one_class=tuple(s for s in split.test if s in who.one_class),
+            base=config.base,
+        )
+        for seed in config.seeds
+        for kind in kinds
+        for split in splits
+    ]
+    if not any(job.eligible for job in jobs):
+        reasons = [f"{s}: {who.reasons[s]}" for job in jobs[:1] for s in job.split.test[:3]]
+        raise DataError(
+            "no held-out subject is eligible, so there is nothing to evaluate. " + " ".join(reasons)
+        )
+    final = _final_job(config, kinds, splits)
+    # The long ones first, so that no process waits for another at the end.
+    ordered = sorted(jobs + final, key=lambda job: -job.n_steps(config))
+    return ordered
+
+
+def _final_job(config: VAConfig, kinds: list[str], splits) -> list:
+    """Return the job that trains OUT/model on everybody, if the folds do not give it already."""
+    from metaecg.data.splits import Split
+    from metaecg.experiments.va_jobs import Job
+
+    kind = next((k for k in PREFERRED_BASES if k in kinds), None)
+    if config.base or len(splits) == 1 or kind is None:
+        return []
+    everybody = tuple(sorted({*splits[0].train, *splits[0].test}))
+    split = Split(name="everybody", train=everybody, test=())
+    return [
+        Job(kind=kind, seed=config.seeds[0], split=split, methods={}, eligible=(), one_class=())
+    ]
+
+
+def _run_jobs(config: VAConfig, jobs, load, manifest_sha256: str) -> dict:
+    """Run what is not finished yet; return every job's result by name."""
+    from metaecg.experiments import pool
+    from metaecg.experiments.provenance import git_commit
+    from metaecg.experiments.va_jobs import load_result, save_result
+
+    folder, done = config.out / "jobs", {}
+    stamp = f"{config.hash()} {manifest_sha256} {git_commit()}"
+    for job in jobs:
+        result = load_result(folder / job.name, stamp=stamp)
+        if result is not None:
+            done[job.name] = result
+    missing = [job for job in jobs if job.name not in done]
+    total = sum(job.n_steps(config) for job in missing)
+    with progress(f"{len(missing)} jobs", max(total, 1)) as bar:
+
+        def keep(job, result) -> None:
+            save_result(folder / job.name, result, stamp=stamp)
+            done[job.name] = result
+            bar.describe(f"{len(done)} of {len(jobs)} jobs done")
+
+        work = functools.partial(_work, config, load)
+        pool.run_all(
+            missing, work, n_workers=config.workers, on_progress=bar.advance, on_done=keep
+        )
+    return {job.name: (job, done[job.name]) for job in jobs}
+
+
+def _work(config: VAConfig, load, job, report):
+    from metaecg.experiments.va_jobs import run_job
+
+    return run_job(job, config, load(), on_progress=report)
+
+
+# --- results -----------------------------------------------------------------------------------
+
+
+def _finish(config: VAConfig, methods, dataset, who, splits, done) -> dict:
+    """Assemble the figures, write them, record the run; then drop the intermediate files."""
+    from metaecg.evaluate.predictions import save_predictions
+    from metaecg.evaluate.report import write_report
+    from metaecg.experiments.provenance import write_json
+    from metaecg.experiments.va_outputs import (
+        assemble,
+        first_curriculum,
+        record_run,
+        strips_for_report,
+    )
+
+    predictions = [p for _, result in done.values() for p in result.predictions]
+    results = assemble(config, methods, dataset, who, splits, predictions)
+    write_json(config.out / "results.json", results)
+    save_predictions(config.out / "predictions.npz", predictions)
+    model = _model_of(done)
+    shutil.rmtree(config.out / "model", ignore_errors=True)
+    model.save(config.out / "model")
+    write_report(
+        config.out / "report.html",
+        results,
+        strips=strips_for_report(config, results, dataset, predictions),
+        curriculum=first_curriculum(done),
+    )
+    record_run(config, results, done)
+    shutil.rmtree(config.out / "jobs", ignore_errors=True)
+    return results
+
+
+def _model_of(done):
+    """Return the base for OUT/model: trained on everybody, or the only fold's."""
+    found = {
+        (job.split.name == "everybody", -PREFERRED_BASES.index(job.kind), -job.seed): result.model
+        for job, result in done.values()
+        if job.kind in PREFERRED_BASES
+    }
+    if found:
+        return found[max(found)]
+    return next(iter(done.values()))[1].model
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""One job of `va_fewshot`: train a base, personalize it to each held-out subject, predict.
+
+Jobs are independent of each other: a fold, a seed and a kind of base each. They run in their own
+processes and their results go to disk at once, so that a stop loses at most the jobs under way.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from metaecg.data.datasets import Dataset
+from metaecg.data.splits import Split
+from metaecg.evaluate.predictions import Prediction, load_predictions, save_predictions
+from metaecg.evaluate.protocol import held_out_task
+from metaecg.experiments.config import VAConfig
+from metaecg.experiments.va_bases import OnStep, TrainedBase, n_steps, shuffle_labels, train_base
+from metaecg.experiments.va_methods import Method
+from metaecg.models.checkpoints import BaseModel, load_base
+from metaecg.seeding import derive_seed, numpy_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a process needs to know."""
+
+    kind: str
+    seed: int
+    split: Split
+    methods: dict[str, Method]
+    eligible: tuple[str, ...]
+    """Held-out subjects to personalize for."""
+    one_class: tuple[str, ...]
+    """Held-out subjects without VA: false alarms of the unadapted base."""
+    base: str | None = None
+    """An existing base (name or folder) instead of training one."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.split.name}--seed-{self.seed}--{self.kind}"
+
+    def n_steps(self, config: VAConfig) -> int:
+        """Return how many units of progress the job reports."""
+        training = 0 if self.base else n_steps(self.kind, config)
+        return training + len(self.methods) * len(self.eligible)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """What a job leaves behind."""
+
+    predictions: list[Prediction]
+    model: BaseModel
+    history: list[dict[str, float]]
+    curriculum: dict | None
+    seconds: float
+
+
+def run_job(job: Job, config: VAConfig, dataset: Dataset, *, on_progress: Callable[[], None]) -> JobResult:
+    """Train (or load) the base of `job` and evaluate every method on every held-out subject."""
+    begin = time.perf_counter()
+    trained = _base(job, config, dataset, lambda step, values: on_progress())
+    predictions = []
+    for name, method in job.methods.items():
+        for subject_id in job.eligible:
+            predictions.append(_predict(name, method, job, trained.model, subject_id, config, dataset))
+            on_progress()
+        if method.adapt is None:
+            predictions += [
+                _false_alarms_alone(name, job, trained.model, subject_id, dataset)
+                for subject_id in job.one_class
+            ]
+    return JobResult(
+        predictions=predictions,
+        model=trained.model,
+        history=trained.history,
+        curriculum=trained.curriculum,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def save_result(folder: Path, result: JobResult, *, stamp: str) -> None:
+    """Publish a job's result as `folder`, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_predictions(building / "predictions.npz", result.predictions)
+        result.model.save(building / "base")
+        facts = {
+            "stamp": stamp,
+            "history": result.history,
+            "curriculum": result.curriculum,
+            "seconds": result.seconds,
+        }
+        (building / "job.json").write_text(json.dumps(facts))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def load_result(folder: Path, *, stamp: str) -> JobResult | None:
+    """Return a finished job's result, or None if there is none with this `stamp`."""
+    try:
+        facts = json.loads((folder / "job.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if facts.pop("stamp") != stamp:
+        return None
+    return JobResult(
+        predictions=load_predictions(folder / "predictions.npz"),
+        model=load_base(folder / "base"),
+        **facts,
+    )
+
+
+def _base(job: Job, config: VAConfig, dataset: Dataset, on_step: OnStep) -> TrainedBase:
+    if job.base is not None:
+        return TrainedBase(model=load_base(job.base))
+    return train_base(job.kind, config, dataset, job.split, seed=job.seed, on_step=on_step)
+
+
+def _predict(
+    name: str,
+    method: Method,
+    job: Job,
+    base: BaseModel,
+    subject_id: str,
+    config: VAConfig,
+    dataset: Dataset,
+) -> Prediction:
+    rng = numpy_generator(job.seed, "support", subject_id)  # the same for every method
+    windows = dataset.of_subject(subject_id)
+    task = held_out_task(windows, protocol=config.protocol, n_shots=config.n_shots, rng=rng)
+    support, query = task.support, task.query
+    if job.kind == "shuffled":
+        support = shuffle_labels(support, job.seed, f"support of {subject_id}")
+    begin = time.perf_counter()
+    predict, n_trainable, threshold = _personal(method, base, support, config, job.seed, subject_id)
+    seconds = time.perf_counter() - begin
+    return Prediction(
+        method=name,
+        seed=job.seed,
+        subject_id=subject_id,
+        record_ids=query.record_ids,
+        start_s=query.start_s,
+        labels=query.labels,
+        is_mixed=query.is_mixed,
+        probabilities=predict(query.windows)[:, 1],
+        threshold=threshold,
+        adapt_seconds=seconds if method.adapt else 0.0,
+        n_trainable=n_trainable,
+    )
+
+
+def _personal(method: Method, base: BaseModel, support, config: VAConfig, seed: int, subject_id: str):
+    """Return a function from windows to probabilities, the trained parameters and the threshold."""
+    if method.adapt is None:
+        return base.predict_proba, 0, 0.5
+    if method.adapt == "metava":
+        return _personal_metava(method, base, support, derive_seed(seed, "metava", subject_id))
+    from metaecg.adapt.personalize import Personalizer
+
+    settings = config.personalize
+    personal = Personalizer(
+        base,
+        method=method.adapt,
+        n_steps=settings.n_steps,
+        lr=settings.lr,
+        rank=settings.rank,
+        prefine=settings.prefine if method.prefine else None,
+        random_state=derive_seed(seed, "personalize", subject_id) % 2**31,
+    ).fit(support.windows, support.labels, time_s=support.time_s)
+    return personal.predict_proba, personal.n_trainable_, personal.threshold
+
+
+def _personal_metava(method: Method, base: BaseModel, support, seed: int):
+    from metaecg.meta.metava_released import adapt_metava_released
+    from metaecg.models.inference import network_logits, softmax
+
+    normalise = base.preprocessing.normalize_windows
+    network = adapt_metava_released(
+        base.new_network(),
+        normalise(support.windows),
+        support.labels,
+        seed=seed,
+        prefine=method.prefine,
+    )
+
+    def predict(windows: np.ndarray) -> np.ndarray:
+        logits = network_logits(network, normalise(windows), n_classes=len(base.classes))
+        return softmax(logits)
+
+    return predict, sum(p.numel() for p in network.parameters()), 0.5
+
+
+def _false_alarms_alone(
+    name: str, job: Job, base: BaseModel, subject_id: str, dataset: Dataset
+) -> Prediction:
+    windows = dataset.of_subject(subject_id)
+    return Prediction(
+        method=name,
+        seed=job.seed,
+        subject_id=subject_id,
+        record_ids=windows.record_ids,
+        start_s=windows.start_s,
+        labels=windows.labels,
+        is_mixed=windows.is_mixed,
+        probabilities=base.predict_proba(windows.windows)[:, 1],
+        is_one_class=True,
+    )

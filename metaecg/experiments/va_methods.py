@@ -1,0 +1,116 @@
+"""The methods that `va_fewshot` puts side by side: a base, and how it becomes personal."""
+
+from dataclasses import dataclass
+
+from metaecg.checks import did_you_mean
+from metaecg.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of the table."""
+
+    base: str
+    """Key of `BASES`."""
+    adapt: str | None
+    """Method of `Personalizer`; ``"metava"``: the released fine-tuning; None: no adaptation."""
+    prefine: bool = False
+    description: str
+
+
+BASES = {
+    "random": "random initialisation",
+    "pretrain": "supervised pre-training on all training subjects",
+    "maml": "meta-learning (MAML), subjects drawn uniformly",
+    "maml+curriculum": "meta-learning (MAML), subjects from easy to hard",
+    "metava-released": "MetaVA's network, meta-trained as its released code does",
+    "metava-random": "MetaVA's network, random initialisation",
+    "shuffled": "supervised pre-training on labels shuffled within each subject",
+}
+
+_FULL, _LORA = "all weights fine-tuned", "low-rank adapters (LoRA) fine-tuned"
+
+
+def _meta_methods() -> dict[str, Method]:
+    found = {}
+    for base, prefine in (("maml", False), ("maml+curriculum", False), ("maml+curriculum", True)):
+        for adapt, words in (("full", _FULL), ("lora", _LORA)):
+            name = "+".join([base, *(["prefine"] if prefine else []), adapt])
+            text = f"{BASES[base]}; {'pre-fine-tuning, then ' if prefine else ''}{words}"
+            found[name] = Method(base=base, adapt=adapt, prefine=prefine, description=text)
+    return found
+
+
+METHODS = {
+    "zero-shot": Method(
+        base="pretrain", adapt=None, description=f"{BASES['pretrain']}; no adaptation"
+    ),
+    "scratch": Method(base="random", adapt="full", description=f"{BASES['random']}; {_FULL}"),
+    "head": Method(
+        base="pretrain", adapt="head", description=f"{BASES['pretrain']}; last layer fine-tuned"
+    ),
+    "pretrain+full": Method(
+        base="pretrain", adapt="full", description=f"{BASES['pretrain']}; {_FULL}"
+    ),
+    "pretrain+lora": Method(
+        base="pretrain", adapt="lora", description=f"{BASES['pretrain']}; {_LORA}"
+    ),
+    **_meta_methods(),
+    "metava-released": Method(
+        base="metava-released",
+        adapt="metava",
+        prefine=True,
+        description=f"{BASES['metava-released']}; its pre-fine-tuning and fine-tuning",
+    ),
+    "metava-scratch": Method(
+        base="metava-random",
+        adapt="metava",
+        prefine=False,
+        description=f"{BASES['metava-random']}; the same fine-tuning (control)",
+    ),
+    "shuffled-labels": Method(
+        base="shuffled",
+        adapt="full",
+        description=f"{BASES['shuffled']}, and on a shuffled support (control: must be chance)",
+    ),
+}
+
+BASE_ONLY_METHODS = {
+    name: Method(base="given", adapt=adapt, prefine=prefine, description=text)
+    for name, adapt, prefine, text in (
+        ("zero-shot", None, False, "the given base; no adaptation"),
+        ("head", "head", False, "the given base; last layer fine-tuned"),
+        ("bias", "bias", False, "the given base; biases and last layer fine-tuned"),
+        ("full", "full", False, f"the given base; {_FULL}"),
+        ("lora", "lora", False, f"the given base; {_LORA}"),
+        ("prefine+full", "full", True, f"the given base; pre-fine-tuning, then {_FULL}"),
+        ("prefine+lora", "lora", True, f"the given base; pre-fine-tuning, then {_LORA}"),
+    )
+}
+"""What ``--base`` runs: nothing is trained."""
+
+PREFERRED_BASES = ("maml+curriculum", "maml", "pretrain")
+"""The first of these that a run trains is the one it writes to OUT/model. The order is fixed in
+advance: choosing by the test figures would be choosing on test data."""
+
+
+def choose_methods(names: list[str] | None, *, table: dict[str, Method]) -> dict[str, Method]:
+    """Return the methods of `names` in the table's order; every unknown name is reported.
+
+    A name without its last part (``maml``) stands for all methods that start with it and differ in
+    the personalization alone (``maml+full``, ``maml+lora``).
+    """
+    if names is None:
+        return dict(table)
+    chosen, problems = set(), []
+    for name in names:
+        adapts = [m for m in table if m.rpartition("+")[0] == name]
+        if name in table:
+            chosen.add(name)
+        elif adapts:
+            chosen.update(adapts)
+        else:
+            problems.append(f"methods has {name!r}; expected {did_you_mean(name, table)}")
+    if problems:
+        raise ConfigError(problems)
+    return {name: method for name, method in table.items() if name in chosen}
