@@ -72,10 +72,10 @@ def test_no_step_gives_the_base_exactly(base, support, later):
     assert (personal.predict_proba(later[0]) == base.predict_proba(later[0])).all()
 
 
-def test_training_starts_at_the_loss_of_the_base_on_the_support(base, support):
+def test_training_starts_at_the_loss_of_the_base_on_the_support(metava_base, support):
     millivolts = 0.4 * support[0] + 1.0
-    probabilities = base.predict_proba(millivolts)[np.arange(20), support[1]]
-    personal = Personalizer(base, n_steps=1).fit(millivolts, support[1])
+    probabilities = metava_base.predict_proba(millivolts)[np.arange(20), support[1]]
+    personal = Personalizer(metava_base, n_steps=1).fit(millivolts, support[1])
     assert personal.loss_curve_ == [pytest.approx(-np.log(probabilities).mean(), abs=1e-6)]
 
 
