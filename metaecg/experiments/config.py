@@ -167,7 +167,9 @@ class VAConfig(_Section):
 
     def hash(self) -> str:
         """Return a short checksum over everything that can change a figure."""
-        values = self.model_dump(mode="json", exclude={"out", "cache", "workers", "tracking", "data"})
+        values = self.model_dump(
+            mode="json", exclude={"out", "cache", "workers", "tracking", "data"}
+        )
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

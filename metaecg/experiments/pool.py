@@ -3,13 +3,17 @@
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from queue import Empty
 
-REPORT_EVERY = 10
-"""Steps between two messages of a worker: fewer would cost more than they tell."""
+from metaecg.errors import AdaptationError
+
+REPORT_EVERY_S = 0.2
+"""Seconds between two messages of a worker: more of them would cost more than they tell."""
 
 _channel = None  # set in worker processes only, by their initializer
 
@@ -33,7 +37,7 @@ def run_all(
     jobs
         Any picklable objects; started in this order.
     work
-        A picklable function. It calls ``report()`` once per unit of progress.
+        A picklable function. It calls ``report(n)`` after every n units of progress.
     n_workers
         1 runs the jobs here, one after the other.
     on_progress
@@ -48,7 +52,7 @@ def run_all(
     if n_workers == 1 or len(jobs) == 1:
         limit_threads()
         for job in jobs:
-            on_done(job, work(job, lambda: on_progress(1)))
+            on_done(job, work(job, on_progress))
         return
     with _manager() as (queue, stop):
         context = multiprocessing.get_context("spawn")
@@ -56,6 +60,11 @@ def run_all(
         try:
             futures = {pool.submit(_in_worker, work, job): job for job in jobs}
             _collect(futures, queue, on_progress, on_done)
+        except BrokenProcessPool as error:
+            raise AdaptationError(
+                "a worker process was killed from outside, most likely for want of memory. Finished "
+                "parts are kept: run the same command again, with --workers 1."
+            ) from error
         except BaseException:
             stop.set()
             raise
@@ -110,16 +119,17 @@ def _warm_up() -> None:
 
 def _in_worker(work: Callable, job):
     queue, stop = _channel
-    done = 0
+    unsaid, last = 0, time.monotonic()
 
-    def report() -> None:
-        nonlocal done
-        done += 1
-        if done % REPORT_EVERY == 0:
-            queue.put(REPORT_EVERY)
+    def report(n_units: int) -> None:
+        nonlocal unsaid, last
+        unsaid += n_units
+        if time.monotonic() - last > REPORT_EVERY_S:
+            queue.put(unsaid)
+            unsaid, last = 0, time.monotonic()
             if stop.is_set():
                 raise Stopped
 
     result = work(job, report)
-    queue.put(done % REPORT_EVERY)
+    queue.put(unsaid)
     return result

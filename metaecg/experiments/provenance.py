@@ -45,7 +45,9 @@ def git_commit() -> str | None:
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file so that it is never read half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as out:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}-", delete=False
+    ) as out:
         json.dump(content, out, indent=1, sort_keys=False, default=str)
         out.write("\n")
         out.flush()

@@ -16,6 +16,10 @@ from metaecg.seeding import derive_seed, numpy_generator, torch_generator
 
 OnStep = Callable[[int, dict[str, float]], None]
 
+META_COST, METAVA_COST, ADAPT_COST = 70, 450, 30
+"""About how many supervised steps one meta-iteration, one of MetaVA's and one personalization
+take: for the progress bar and the order of jobs alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedBase:
@@ -27,7 +31,13 @@ class TrainedBase:
 
 
 def train_base(
-    kind: str, config: VAConfig, dataset: Dataset, split: Split, *, seed: int, on_step: OnStep
+    kind: str,
+    config: VAConfig,
+    dataset: Dataset,
+    split: Split,
+    *,
+    seed: int,
+    on_cost: Callable[[int], None],
 ) -> TrainedBase:
     """Train the base `kind` (a key of `BASES`) on the training side of `split`.
 
@@ -38,9 +48,9 @@ def train_base(
     windows = training_windows(config, dataset, split)
     history: list[dict[str, float]] = []
 
-    def record(step: int, values: dict[str, float]) -> None:
+    def record(step: int, values: dict[str, float], cost: int = 1) -> None:
         history.append(values)
-        on_step(step, values)
+        on_cost(cost)
 
     trainers = {
         "random": _random,
@@ -80,19 +90,22 @@ def training_windows(config: VAConfig, dataset: Dataset, split: Split) -> Window
     return replace(chosen, windows=normalised)
 
 
-def n_steps(kind: str, config: VAConfig) -> int:
-    """Return how many training steps a base takes, for the progress bar."""
+def training_cost(kind: str, config: VAConfig) -> int:
+    """Return how long a base takes to train, in supervised steps, for progress and order."""
+    meta = _n_pretrain(config, config.meta.warm_start) + _n_meta(config) * META_COST
     return {
         "pretrain": _n_pretrain(config, 1.0),
         "shuffled": _n_pretrain(config, 1.0),
-        "maml": _n_pretrain(config, config.meta.warm_start) + _n_meta(config),
-        "maml+curriculum": _n_pretrain(config, config.meta.warm_start) + _n_meta(config),
-        "metava-released": _n_metava(config),
+        "maml": meta,
+        "maml+curriculum": meta,
+        "metava-released": _n_metava(config) * METAVA_COST,
     }.get(kind, 0)
 
 
 def _n_pretrain(config: VAConfig, share: float) -> int:
-    return max(10, round(share * config.budget_windows / config.pretrain.batch_size)) if share else 0
+    return (
+        max(10, round(share * config.budget_windows / config.pretrain.batch_size)) if share else 0
+    )
 
 
 def _n_meta(config: VAConfig) -> int:
@@ -197,7 +210,7 @@ def _meta_learned(kind, config, windows, fold, seed, on_step):
         n_iterations=_n_meta(config),
         outer_lr=meta.outer_lr,
         rng=numpy_generator(seed, fold, "meta", "tasks"),
-        on_step=on_step,
+        on_step=lambda step, values: on_step(step, values, META_COST),
     )
     return network, curriculum.to_dict() if kind == "maml+curriculum" else None
 
@@ -302,7 +315,7 @@ def _metava_released(kind, config, windows, fold, seed, on_step):
         subjects,
         seed=derive_seed(seed, fold, kind),
         n_iterations=_n_metava(config),
-        on_iteration=lambda i, loss, lr: on_step(i, {"loss": loss, "outer_lr": lr}),
+        on_iteration=lambda i, loss, lr: on_step(i, {"loss": loss, "outer_lr": lr}, METAVA_COST),
     )
     return network, None
 

@@ -250,7 +250,8 @@ def _splits(config: VAConfig, dataset, who):
         return (split,)
     database = {record.subject_id: record.database for record in dataset.records}
     strata = {
-        s: f"{database[s]}, {'eligible' if s in who.eligible else 'not'}" for s in dataset.subject_ids
+        s: f"{database[s]}, {'eligible' if s in who.eligible else 'not'}"
+        for s in dataset.subject_ids
     }
     # The folds belong to the protocol, not to a seed: all seeds are judged on the same ones.
     folds = make_folds(strata, n_folds=config.folds, rng=numpy_generator(0, "folds"))
@@ -318,8 +319,7 @@ def _jobs(config: VAConfig, methods, splits, who) -> list:
         )
     final = _final_job(config, kinds, splits)
     # The long ones first, so that no process waits for another at the end.
-    ordered = sorted(jobs + final, key=lambda job: -job.n_steps(config))
-    return ordered
+    return sorted(jobs + final, key=lambda job: -job.cost(config))
 
 
 def _final_job(config: VAConfig, kinds: list[str], splits) -> list:
@@ -350,7 +350,7 @@ def _run_jobs(config: VAConfig, jobs, load, manifest_sha256: str) -> dict:
         if result is not None:
             done[job.name] = result
     missing = [job for job in jobs if job.name not in done]
-    total = sum(job.n_steps(config) for job in missing)
+    total = sum(job.cost(config) for job in missing)
     with progress(f"{len(missing)} jobs", max(total, 1)) as bar:
 
         def keep(job, result) -> None:
@@ -359,9 +359,7 @@ def _run_jobs(config: VAConfig, jobs, load, manifest_sha256: str) -> dict:
             bar.describe(f"{len(done)} of {len(jobs)} jobs done")
 
         work = functools.partial(_work, config, load)
-        pool.run_all(
-            missing, work, n_workers=config.workers, on_progress=bar.advance, on_done=keep
-        )
+        pool.run_all(missing, work, n_workers=config.workers, on_progress=bar.advance, on_done=keep)
     return {job.name: (job, done[job.name]) for job in jobs}
 
 

@@ -20,7 +20,13 @@ from metaecg.data.splits import Split
 from metaecg.evaluate.predictions import Prediction, load_predictions, save_predictions
 from metaecg.evaluate.protocol import held_out_task
 from metaecg.experiments.config import VAConfig
-from metaecg.experiments.va_bases import OnStep, TrainedBase, n_steps, shuffle_labels, train_base
+from metaecg.experiments.va_bases import (
+    ADAPT_COST,
+    TrainedBase,
+    shuffle_labels,
+    train_base,
+    training_cost,
+)
 from metaecg.experiments.va_methods import Method
 from metaecg.models.checkpoints import BaseModel, load_base
 from metaecg.seeding import derive_seed, numpy_generator
@@ -45,10 +51,10 @@ class Job:
     def name(self) -> str:
         return f"{self.split.name}--seed-{self.seed}--{self.kind}"
 
-    def n_steps(self, config: VAConfig) -> int:
-        """Return how many units of progress the job reports."""
-        training = 0 if self.base else n_steps(self.kind, config)
-        return training + len(self.methods) * len(self.eligible)
+    def cost(self, config: VAConfig) -> int:
+        """Return how many units of progress the job reports: about its share of the time."""
+        training = 0 if self.base else training_cost(self.kind, config)
+        return training + len(self.methods) * len(self.eligible) * ADAPT_COST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +68,19 @@ class JobResult:
     seconds: float
 
 
-def run_job(job: Job, config: VAConfig, dataset: Dataset, *, on_progress: Callable[[], None]) -> JobResult:
+def run_job(
+    job: Job, config: VAConfig, dataset: Dataset, *, on_progress: Callable[[int], None]
+) -> JobResult:
     """Train (or load) the base of `job` and evaluate every method on every held-out subject."""
     begin = time.perf_counter()
-    trained = _base(job, config, dataset, lambda step, values: on_progress())
+    trained = _base(job, config, dataset, on_progress)
     predictions = []
     for name, method in job.methods.items():
         for subject_id in job.eligible:
-            predictions.append(_predict(name, method, job, trained.model, subject_id, config, dataset))
-            on_progress()
+            predictions.append(
+                _predict(name, method, job, trained.model, subject_id, config, dataset)
+            )
+            on_progress(ADAPT_COST)
         if method.adapt is None:
             predictions += [
                 _false_alarms_alone(name, job, trained.model, subject_id, dataset)
@@ -120,10 +130,10 @@ def load_result(folder: Path, *, stamp: str) -> JobResult | None:
     )
 
 
-def _base(job: Job, config: VAConfig, dataset: Dataset, on_step: OnStep) -> TrainedBase:
+def _base(job: Job, config: VAConfig, dataset: Dataset, on_progress) -> TrainedBase:
     if job.base is not None:
         return TrainedBase(model=load_base(job.base))
-    return train_base(job.kind, config, dataset, job.split, seed=job.seed, on_step=on_step)
+    return train_base(job.kind, config, dataset, job.split, seed=job.seed, on_cost=on_progress)
 
 
 def _predict(
@@ -159,7 +169,9 @@ def _predict(
     )
 
 
-def _personal(method: Method, base: BaseModel, support, config: VAConfig, seed: int, subject_id: str):
+def _personal(
+    method: Method, base: BaseModel, support, config: VAConfig, seed: int, subject_id: str
+):
     """Return a function from windows to probabilities, the trained parameters and the threshold."""
     if method.adapt is None:
         return base.predict_proba, 0, 0.5

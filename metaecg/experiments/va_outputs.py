@@ -71,14 +71,18 @@ def strips_for_report(
     if method is None:
         return []
     subjects = results["methods"][method]["subjects"]
-    worst = sorted(subjects, key=lambda s: subjects[s]["auc"] if subjects[s]["auc"] is not None else 2)
+    worst = sorted(
+        subjects, key=lambda s: subjects[s]["auc"] if subjects[s]["auc"] is not None else 2
+    )
     chosen = {
         p.subject_id: p
         for p in predictions
         if p.method == method and p.seed == config.seeds[0] and not p.is_one_class
     }
     return [
-        _strip(config, dataset, chosen[s], subjects[s]["auc"]) for s in worst[:N_STRIPS] if s in chosen
+        _strip(config, dataset, chosen[s], subjects[s]["auc"])
+        for s in worst[:N_STRIPS]
+        if s in chosen
     ]
 
 
@@ -99,7 +103,9 @@ def record_run(config: VAConfig, results: dict, done) -> None:
     )
     for name, (_, result) in done.items():
         if result.history:
-            tracker.history(name.replace("+", "."), result.history[:: max(1, len(result.history) // 200)])
+            tracker.history(
+                name.replace("+", "."), result.history[:: max(1, len(result.history) // 200)]
+            )
     tracker.metrics(_flat_figures(results))
     files = ("results.json", "report.html", "config.yaml", "run.json", "predictions.npz", "model")
     tracker.artifacts(config.out / name for name in files)
@@ -150,7 +156,11 @@ def _strip(config: VAConfig, dataset: Dataset, prediction: Prediction, auc: floa
     shown = windows.select(np.flatnonzero(inside))
     found = (prediction.record_ids == record_id) & np.isin(prediction.start_s, shown.start_s)
     probability = dict(
-        zip(prediction.start_s[found].tolist(), prediction.probabilities[found].tolist(), strict=True)
+        zip(
+            prediction.start_s[found].tolist(),
+            prediction.probabilities[found].tolist(),
+            strict=True,
+        )
     )
     support = _support_starts(config, windows, record_id, prediction)
     return {

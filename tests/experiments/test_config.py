@@ -1,0 +1,102 @@
+"""Configuration: overrides, presets, lists, and every mistake reported at once."""
+
+from pathlib import Path
+
+import pytest
+
+from metaecg.errors import ConfigError
+from metaecg.experiments.config import (
+    NetworkConfig,
+    VAConfig,
+    build_config,
+    field_names,
+    load_yaml,
+    merge,
+    parse_override,
+)
+
+CONFIGS = sorted((Path(__file__).parents[2] / "experiments" / "configs").glob("*.yaml"))
+
+
+def test_every_mistake_is_reported_at_once_with_name_value_and_expectation():
+    with pytest.raises(ConfigError) as caught:
+        build_config({"folds": 1, "meta": {"inner_stepz": 3}, "seeds": "0,x"})
+    text = str(caught.value)
+    assert len(caught.value.problems) == 3
+    assert "folds is 1: input should be greater than or equal to 2" in text
+    assert "Did you mean 'meta.inner_steps'" in text
+    assert "seeds.1 is 'x'" in text
+
+
+def test_an_override_is_read_as_yaml_and_lands_in_its_section():
+    values = merge({"meta": {"inner_lr": 0.1}}, *parse_override("meta.first_order=true"))
+    assert values == {"meta": {"inner_lr": 0.1, "first_order": True}}
+
+
+def test_an_override_does_not_change_the_values_it_starts_from():
+    values = {"meta": {"inner_lr": 0.1}}
+    merge(values, ["meta", "inner_lr"], 0.2)
+    assert values == {"meta": {"inner_lr": 0.1}}
+
+
+def test_text_without_an_equals_sign_is_no_override():
+    with pytest.raises(ConfigError, match="'fast' is no override; expected key.subkey=value"):
+        parse_override("fast")
+
+
+def test_comma_separated_lists_and_single_numbers_are_taken():
+    config = build_config({"seeds": "0,1,2", "databases": "mitdb, vfdb", "methods": "zero-shot"})
+    assert (config.seeds, config.databases) == ([0, 1, 2], ["mitdb", "vfdb"])
+    assert build_config({"seeds": 3}).seeds == [3]
+
+
+def test_the_hash_follows_what_changes_figures_and_nothing_else():
+    plain = build_config({})
+    assert build_config({"out": "elsewhere", "workers": 1}).hash() == plain.hash()
+    assert build_config({"meta": {"inner_lr": 0.01}}).hash() != plain.hash()
+
+
+def test_every_field_is_documented():
+    def check(section, prefix=""):
+        for name, info in section.model_fields.items():
+            if hasattr(info.annotation, "model_fields"):
+                check(info.annotation, f"{prefix}{name}.")
+            else:
+                assert info.description, f"{prefix}{name} has no docstring"
+
+    check(VAConfig)
+    assert "meta.inner_lr" in field_names()
+
+
+def test_the_networks_curricula_and_pacings_of_the_configuration_are_those_of_the_library():
+    from typing import get_args
+
+    from metaecg.experiments.config import CurriculumConfig
+    from metaecg.models.registry import NETWORKS
+    from metaecg.tasks.curriculum import DIFFICULTIES, PACINGS
+
+    assert set(get_args(NetworkConfig.model_fields["name"].annotation)) == set(NETWORKS)
+    fields = CurriculumConfig.model_fields
+    assert set(get_args(fields["difficulty"].annotation)) == set(DIFFICULTIES)
+    assert set(get_args(fields["pacing"].annotation)) == set(PACINGS)
+
+
+def test_a_file_that_is_not_yaml_or_holds_no_fields_is_refused(tmp_path):
+    broken, listed = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    broken.write_text("folds: [1")
+    listed.write_text("- 1")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_yaml(broken)
+    with pytest.raises(ConfigError, match="expected keys and values"):
+        load_yaml(listed)
+    with pytest.raises(ConfigError, match="can't be read"):
+        load_yaml(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_is_valid(path):
+    assert isinstance(build_config(load_yaml(path)), VAConfig)
+
+
+def test_there_are_shipped_configurations():
+    assert CONFIGS

@@ -1,0 +1,291 @@
+"""The main job from end to end on generated patients: files, figures, errors, resumption."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from metaecg.evaluate.predictions import load_predictions
+from metaecg.experiments import va_fewshot
+from metaecg.experiments.va_methods import METHODS, choose_methods
+from metaecg.models.checkpoints import load_base
+
+SMALL = [
+    "folds=3",
+    "budget_windows=3000",
+    "demo.n_subjects=12",
+    "demo.duration_s=240",
+    "workers=1",
+    "tracking.enabled=false",
+]
+
+
+def run(tmp_path, *arguments, out="run", overrides=SMALL):
+    """Run the command line in this process; return its exit code."""
+    places = ["--out", str(tmp_path / out), "--cache", str(tmp_path / "cache")]
+    return va_fewshot.main([*places, *arguments, *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of every kind of base, with two processes and MLflow."""
+    folder = tmp_path_factory.mktemp("va")
+    overrides = [o for o in SMALL if not o.startswith(("workers", "tracking"))]
+    methods = "zero-shot,scratch,head,pretrain,maml,maml+curriculum,maml+curriculum+prefine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert run(folder, "--methods", methods, overrides=overrides) == 0
+    return folder
+
+
+def results_of(folder, out="run"):
+    return json.loads((folder / out / "results.json").read_text())
+
+
+def without_times(value):
+    """Drop what no two runs share: seconds."""
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if "seconds" not in k}
+    return value
+
+
+@pytest.mark.slow
+def test_a_run_leaves_every_file_and_no_intermediate_one(finished):
+    found = {path.name for path in (finished / "run").iterdir()}
+    assert found == {
+        "results.json", "report.html", "model", "config.yaml", "run.json", "predictions.npz"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_results_hold_every_field_of_the_schema(finished):
+    results = results_of(finished)
+    for name in (
+        "schema protocol databases n_shots seeds config_hash git_commit data_manifest_sha256 methods"
+        " ineligible"
+    ).split():
+        assert name in results
+    assert results["schema"] == 1
+    assert results["protocol"] == "deploy"
+    for figures in results["methods"].values():
+        assert {"mean", "std", "worst", "ci95"} <= set(figures["subject_auc"])
+        assert {"auc", "f1", "sensitivity", "ppv"} <= set(figures["pooled"])
+        for name in (
+            "false_alarms_per_hour episode_sensitivity adapt_seconds_p50 trainable_parameters subjects"
+        ).split():
+            assert name in figures
+
+
+@pytest.mark.slow
+def test_figures_say_that_they_come_from_demo_data(finished):
+    assert results_of(finished)["data"] == "demo data"
+    assert "demo data" in va_fewshot.summary_table(results_of(finished))
+    assert "DEMO DATA" in (finished / "run" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_every_eligible_subject_is_held_out_once_and_the_others_have_a_reason(finished):
+    results = results_of(finished)
+    evaluated = set(results["methods"]["zero-shot"]["subjects"])
+    assert evaluated.isdisjoint(results["ineligible"])
+    assert len(evaluated) + len(results["ineligible"]) == 12
+    assert all(results["ineligible"].values())
+
+
+@pytest.mark.slow
+def test_all_methods_are_judged_on_the_same_windows(finished):
+    seen = {}
+    for p in load_predictions(finished / "run" / "predictions.npz"):
+        if not p.is_one_class:
+            key = (p.subject_id, tuple(p.start_s), tuple(p.labels))
+            seen.setdefault(p.method, set()).add(key)
+    assert len(seen) == 11
+    assert len({frozenset(keys) for keys in seen.values()}) == 1
+
+
+@pytest.mark.slow
+def test_personal_models_rank_better_than_chance(finished):
+    methods = results_of(finished)["methods"]
+    assert methods["pretrain+full"]["subject_auc"]["mean"] > 0.8
+
+
+@pytest.mark.slow
+def test_the_base_can_be_loaded_and_knows_whom_it_was_trained_on(finished):
+    base = load_base(finished / "run" / "model")
+    assert base.training["base"] == "maml+curriculum"
+    assert len(base.training["subject_ids"]) == 12
+
+
+@pytest.mark.slow
+def test_the_run_is_an_mlflow_run_with_parameters_metrics_and_files(finished):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("va_fewshot")
+    (recorded,) = client.search_runs([experiment.experiment_id])
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.params["meta.inner_steps"] == "5"
+    expected = results_of(finished)["methods"]["zero-shot"]["subject_auc"]["mean"]
+    assert recorded.data.metrics["zero-shot/subject_auc_mean"] == pytest.approx(expected)
+    course = client.get_metric_history(recorded.info.run_id, "fold-0--seed-0--pretrain/loss")
+    assert len(course) > 10
+    files = {file.path for file in client.list_artifacts(recorded.info.run_id)}
+    assert {"results.json", "report.html", "model"} <= files
+
+
+@pytest.mark.slow
+def test_an_existing_base_refuses_the_subjects_it_was_trained_on(finished, capsys):
+    model = str(finished / "run" / "model")
+    data = str(finished / "cache" / "demo-data")
+    assert run(finished, "--base", model, "--data", data, out="again") == 3
+    assert "was trained on all 12 subjects" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_existing_base_is_evaluated_without_training_and_says_that_nothing_was_held_out(finished):
+    model = str(finished / "run" / "model")
+    data = str(finished / "cache" / "demo-data")
+    arguments = ("--base", model, "--data", data, "--include-seen", "--methods", "zero-shot,lora")
+    assert run(finished, *arguments, out="seen") == 0
+    results = results_of(finished, "seen")
+    assert set(results["methods"]) == {"zero-shot", "lora"}
+    assert "not held out" in results["caveat"]
+    assert load_base(finished / "seen" / "model").fingerprint == load_base(model).fingerprint
+
+
+@pytest.mark.slow
+def test_the_same_command_gives_the_same_numbers_whatever_the_number_of_processes(tmp_path):
+    methods = ("--methods", "pretrain+lora,maml+curriculum+prefine+full", "max_folds=1")
+    assert run(tmp_path, *methods, out="one") == 0
+    two = [o for o in SMALL if not o.startswith("workers")] + ["workers=2"]
+    assert run(tmp_path, *methods, out="two", overrides=two) == 0
+    one, other = results_of(tmp_path, "one"), results_of(tmp_path, "two")
+    assert without_times(one) == without_times(other)
+
+
+@pytest.mark.slow
+def test_shuffled_labels_stay_at_chance(tmp_path):
+    assert run(tmp_path, "--methods", "shuffled-labels", "--seeds", "0,1") == 0
+    auc = results_of(tmp_path)["methods"]["shuffled-labels"]["subject_auc"]
+    low, high = auc["ci95"]
+    assert low < 0.5 < high or abs(auc["mean"] - 0.5) < 0.1
+
+
+@pytest.mark.slow
+def test_the_published_protocol_says_that_it_is_optimistic(tmp_path, capsys):
+    assert run(tmp_path, "--protocol", "as_published", "--methods", "scratch", "max_folds=1") == 0
+    assert "optimistic, not a deployment figure" in capsys.readouterr().out
+    assert results_of(tmp_path)["caveat"] == "optimistic, not a deployment figure"
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    from metaecg.experiments import va_jobs
+
+    calls, real = [], va_jobs.run_job
+
+    def interrupted(job, *arguments, **keywords):
+        calls.append(job.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(job, *arguments, **keywords)
+
+    monkeypatch.setattr(va_jobs, "run_job", interrupted)
+    arguments = ("--methods", "scratch")
+    assert run(tmp_path, *arguments) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert run(tmp_path, *arguments) == 0
+    assert len(calls) == len(set(calls)) + 1  # only the interrupted job was run twice
+
+
+def test_another_configuration_never_takes_up_finished_parts(tmp_path, monkeypatch):
+    from metaecg.experiments import va_jobs
+
+    seen, real = [], va_jobs.run_job
+
+    def stop_late(job, config, *arguments, **keywords):
+        seen.append(config.personalize.n_steps)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(job, config, *arguments, **keywords)
+
+    monkeypatch.setattr(va_jobs, "run_job", stop_late)
+    assert run(tmp_path, "--methods", "scratch") == 130
+    assert run(tmp_path, "--methods", "scratch", "personalize.n_steps=3") == 0
+    assert seen.count(3) == 3
+
+
+def test_a_manifest_replaces_the_folds(tmp_path):
+    manifest = tmp_path / "split.json"
+    train = [f"demo/demo{i:02d}" for i in range(1, 9)]
+    manifest.write_text(json.dumps({"train": train, "test": ["demo/demo10"]}))
+    assert run(tmp_path, "--split", str(manifest), "--methods", "scratch") == 0
+    results = results_of(tmp_path)
+    assert list(results["methods"]["scratch"]["subjects"]) == ["demo/demo10"]
+    assert "training side" in results["ineligible"]["demo/demo01"]
+
+
+def test_a_manifest_with_a_subject_on_both_sides_is_leakage(tmp_path, capsys):
+    manifest = tmp_path / "split.json"
+    manifest.write_text(json.dumps({"train": ["demo/demo01"], "test": ["demo/demo01"]}))
+    assert run(tmp_path, "--split", str(manifest)) == 3
+    assert "demo/demo01" in capsys.readouterr().err
+
+
+def test_dry_run_prints_a_configuration_that_can_be_given_back(tmp_path, capsys):
+    assert run(tmp_path, "--dry-run", "--n-shots", "5", "meta.inner_lr=0.25") == 0
+    printed = capsys.readouterr().out
+    again = tmp_path / "again.yaml"
+    again.write_text(printed)
+    assert va_fewshot.main(["--config", str(again), "--dry-run"]) == 0
+    assert capsys.readouterr().out == printed
+    assert "n_shots: 5" in printed
+    assert "inner_lr: 0.25" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_with_three_mistakes_exits_with_2_and_names_all(tmp_path, capsys):
+    assert run(tmp_path, "--methods", "mamul", "folds=0", "meta.inner_lr=fast") == 2
+    text = capsys.readouterr().err
+    assert "folds is 0" in text
+    assert "meta.inner_lr is 'fast'" in text
+    assert "Traceback" not in text
+
+
+def test_an_unknown_method_is_answered_with_the_nearest(tmp_path, capsys):
+    assert run(tmp_path, "--methods", "maml+curiculum+full") == 2
+    assert "Did you mean 'maml+curriculum+full'" in capsys.readouterr().err
+
+
+def test_a_method_without_its_last_part_stands_for_all_personalizations():
+    chosen = choose_methods(["maml", "zero-shot"], table=METHODS)
+    assert list(chosen) == ["zero-shot", "maml+full", "maml+lora"]
+
+
+def test_a_folder_without_databases_exits_with_2_and_an_unknown_database_with_3(tmp_path, capsys):
+    assert run(tmp_path, "--data", str(tmp_path)) == 2
+    assert "holds none of the folders" in capsys.readouterr().err
+    assert run(tmp_path, "--data", str(tmp_path), "--databases", "mitbd") == 3
+    assert "mitdb" in capsys.readouterr().err
+
+
+def test_help_documents_every_field_without_importing_torch():
+    command = [sys.executable, "-X", "importtime", "-m", "metaecg.experiments.va_fewshot", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "meta.inner_lr=0.05" in done.stdout
+    assert "personalize.rank=4" in done.stdout
+    assert not re.search(r"\b(torch|scipy|mlflow|sklearn)\b", done.stderr)
+
+
+@pytest.mark.real
+def test_the_quick_run_on_real_recordings_finishes(real_data, tmp_path):
+    arguments = ("--data", str(real_data), "--quick", "--methods", "zero-shot,maml+curriculum+lora")
+    assert run(tmp_path, *arguments, overrides=["tracking.enabled=false"]) == 0
+    results = results_of(tmp_path)
+    assert results["data"] == "recordings"
+    assert results["databases"] == ["mitdb", "vfdb", "cudb"]
+    aucs = [s["auc"] for s in results["methods"]["zero-shot"]["subjects"].values()]
+    assert np.mean(aucs) > 0.8
