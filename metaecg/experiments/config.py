@@ -186,7 +186,7 @@ LIST_FIELDS = ("databases", "methods", "seeds")
 def build_config(values: dict) -> VAConfig:
     """Validate nested values; raise one ConfigError that lists every mistake."""
     for name in LIST_FIELDS:
-        values = _split_list(values, name)
+        values = split_list(values, name)
     try:
         return VAConfig.model_validate(values)
     except ValidationError as error:
@@ -242,7 +242,8 @@ def field_names(section: type[BaseModel] = VAConfig, prefix: str = "") -> list[s
     return names
 
 
-def _split_list(values: dict, name: str) -> dict:
+def split_list(values: dict, name: str) -> dict:
+    """Return `values` with the comma-separated text or single number at `name` as a list."""
     value = values.get(name)
     if isinstance(value, str):
         return {**values, name: [part.strip() for part in value.split(",") if part.strip()]}

@@ -22,6 +22,7 @@ from metaecg.experiments.config import (
     load_yaml,
     merge,
     parse_override,
+    split_list,
 )
 from metaecg.experiments.va_methods import (
     BASE_ONLY_METHODS,
@@ -139,6 +140,7 @@ def _resolve(arguments) -> VAConfig:
         except ConfigError as error:
             problems += error.problems
     values = _with_defaults(given, quick=arguments.quick)
+    problems += _method_problems(values)
     try:
         config = build_config(values)
     except ConfigError as error:
@@ -181,15 +183,23 @@ def _databases_in(folder) -> list[str]:
     return found
 
 
+def _method_problems(values: dict) -> list[str]:
+    """Return the unknown names among the methods, whatever else is wrong."""
+    methods = split_list(values, "methods").get("methods")
+    if not isinstance(methods, list):
+        return []  # the validation says what it should be
+    try:
+        choose_methods(methods, table=BASE_ONLY_METHODS if values.get("base") else METHODS)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
 def _semantic_problems(config: VAConfig) -> list[str]:
     """Return what single fields can't tell: unknown names, settings that don't go together."""
     from metaecg.data.preprocessing import Preprocessing
 
     problems = []
-    try:
-        choose_methods(config.methods, table=BASE_ONLY_METHODS if config.base else METHODS)
-    except ConfigError as error:
-        problems += error.problems
     try:
         Preprocessing(**config.preprocessing.model_dump())
     except ValueError as error:

@@ -248,9 +248,12 @@ def test_dry_run_prints_a_configuration_that_can_be_given_back(tmp_path, capsys)
 
 
 def test_a_configuration_with_three_mistakes_exits_with_2_and_names_all(tmp_path, capsys):
-    assert run(tmp_path, "--methods", "mamul", "folds=0", "meta.inner_lr=fast") == 2
+    mistakes = ["--methods", "mamul", "n_shots=0", "meta.inner_lr=fast"]
+    assert run(tmp_path, *mistakes) == 2
     text = capsys.readouterr().err
-    assert "folds is 0" in text
+    assert "3 mistakes" in text
+    assert "methods has 'mamul'" in text
+    assert "n_shots is 0" in text
     assert "meta.inner_lr is 'fast'" in text
     assert "Traceback" not in text
 
