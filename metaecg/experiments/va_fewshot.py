@@ -11,36 +11,22 @@ written to --out, and the run is recorded with MLflow.
 import functools
 import shutil
 import sys
-from pathlib import Path
 
-from metaecg.errors import ConfigError, DataError, LeakageError
-from metaecg.experiments.cli import argument_parser, progress, run_main
-from metaecg.experiments.config import (
-    PRESETS,
-    VAConfig,
-    build_config,
-    load_yaml,
-    merge,
-    parse_override,
-    split_list,
-)
+from metaecg.errors import DataError, LeakageError
+from metaecg.experiments.cli import progress, run_main
+from metaecg.experiments.config import VAConfig
 from metaecg.experiments.va_methods import (
     BASE_ONLY_METHODS,
     METHODS,
     PREFERRED_BASES,
     choose_methods,
 )
-
-PROGRAM = "python -m metaecg.experiments.va_fewshot"
-VA_DATABASES = ("mitdb", "vfdb", "cudb")
-OPTIONS = ("data", "databases", "out", "cache", "protocol", "methods", "folds", "split", "seeds")
-OPTIONS += ("n-shots", "base", "workers")
-FLAGS = ("include-seen",)
+from metaecg.experiments.va_options import as_yaml, make_parser, resolve
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    arguments = _parser().parse_intermixed_args(argv)
+    arguments = make_parser(__doc__).parse_intermixed_args(argv)
     if arguments.list_methods:
         print("\n".join(f"{name:34s} {m.description}" for name, m in METHODS.items()))
         return 0
@@ -51,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(arguments) -> None:
-    config = _resolve(arguments)
+    config = resolve(arguments)
     if arguments.dry_run:
-        print(_as_yaml(config))
+        print(as_yaml(config))
         return
     results = run(config)
     print(summary_table(results))
@@ -102,119 +88,6 @@ def summary_table(results: dict) -> str:
             f"{shown[5]:>6s} {alarms if alarms is None else round(alarms, 1)!s:>9s}"
         )
     return "\n".join(lines)
-
-
-# --- configuration -----------------------------------------------------------------------------
-
-
-def _parser():
-    from metaecg.experiments.config import VAConfig as Fields
-
-    parser = argument_parser(PROGRAM, __doc__, Fields)
-    for name in OPTIONS:
-        field = Fields.model_fields[name.replace("-", "_")]
-        text = " ".join((field.description or "").split()).replace("%", "%%")
-        parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
-    for name in FLAGS:
-        field = Fields.model_fields[name.replace("-", "_")]
-        parser.add_argument(f"--{name}", action="store_true", default=None, help=field.description)
-    parser.add_argument("--quick", action="store_true", help="one fold, one seed, small budgets")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved configuration and stop"
-    )
-    parser.add_argument("--list-methods", action="store_true", help="print the methods and stop")
-    return parser
-
-
-def _resolve(arguments) -> VAConfig:
-    """Merge presets, file, options and overrides, the later ones winning; report every mistake."""
-    given: dict = load_yaml(arguments.config) if arguments.config else {}
-    for name in (*OPTIONS, *FLAGS):
-        value = getattr(arguments, name.replace("-", "_"))
-        if value is not None:
-            given[name.replace("-", "_")] = value
-    problems = []
-    for text in arguments.overrides:
-        try:
-            given = merge(given, *parse_override(text))
-        except ConfigError as error:
-            problems += error.problems
-    values = _with_defaults(given, quick=arguments.quick)
-    problems += _method_problems(values)
-    try:
-        config = build_config(values)
-    except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from None
-    problems += _semantic_problems(config)
-    if problems:
-        raise ConfigError(problems)
-    return config
-
-
-def _with_defaults(given: dict, *, quick: bool) -> dict:
-    """Fill in where the data is; generated patients and ``--quick`` bring their own budgets."""
-    import os
-
-    from metaecg.data.cache import default_cache_root
-    from metaecg.data.databases import default_data_root
-
-    values = dict(given)
-    values.setdefault("cache", str(default_cache_root()))
-    if not values.get("databases"):
-        found = _databases_in(values["data"]) if values.get("data") else []
-        values["databases"] = found or ["demo"]
-    if values["databases"] in ("demo", ["demo"]):
-        values = {**PRESETS["demo"], **values}
-        values["data"] = values.get("data") or os.path.join(str(values["cache"]), "demo-data")
-    if quick:
-        values = {**values, **{k: v for k, v in PRESETS["quick"].items() if k not in given}}
-    values["data"] = values.get("data") or str(default_data_root())
-    return values
-
-
-def _databases_in(folder) -> list[str]:
-    """Return the databases with VA labels that lie under a folder; none is a mistake to report."""
-    found = [slug for slug in (*VA_DATABASES, "demo") if (Path(str(folder)) / slug).is_dir()]
-    if not found:
-        raise ConfigError(
-            f"data is {str(folder)!r}, which holds none of the folders {', '.join(VA_DATABASES)}. "
-            "Name the folder above them, or the databases with --databases."
-        )
-    return found
-
-
-def _method_problems(values: dict) -> list[str]:
-    """Return the unknown names among the methods, whatever else is wrong."""
-    methods = split_list(values, "methods").get("methods")
-    if not isinstance(methods, list):
-        return []  # the validation says what it should be
-    try:
-        choose_methods(methods, table=BASE_ONLY_METHODS if values.get("base") else METHODS)
-    except ConfigError as error:
-        return error.problems
-    return []
-
-
-def _semantic_problems(config: VAConfig) -> list[str]:
-    """Return what single fields can't tell: unknown names, settings that don't go together."""
-    from metaecg.data.preprocessing import Preprocessing
-
-    problems = []
-    try:
-        Preprocessing(**config.preprocessing.model_dump())
-    except ValueError as error:
-        problems.append(f"preprocessing: {error}")
-    if len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
-        problems.append(f"seeds is {config.seeds}; expected different numbers of 0 or more.")
-    if config.base and config.split:
-        problems.append("split and base exclude each other: a base is not trained again.")
-    return problems
-
-
-def _as_yaml(config: VAConfig) -> str:
-    import yaml
-
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()
 
 
 # --- data and splits ---------------------------------------------------------------------------
@@ -395,19 +268,26 @@ def _finish(config: VAConfig, methods, dataset, who, splits, done) -> dict:
     )
 
     predictions = [p for _, result in done.values() for p in result.predictions]
-    results = assemble(config, methods, dataset, who, splits, predictions)
-    write_json(config.out / "results.json", results)
-    save_predictions(config.out / "predictions.npz", predictions)
-    model = _model_of(done)
-    shutil.rmtree(config.out / "model", ignore_errors=True)
-    model.save(config.out / "model")
-    write_report(
-        config.out / "report.html",
-        results,
-        strips=strips_for_report(config, results, dataset, predictions),
-        curriculum=first_curriculum(done),
-    )
-    record_run(config, results, done)
+    with progress("figures", total=4) as bar:
+        results = assemble(config, methods, dataset, who, splits, predictions)
+        write_json(config.out / "results.json", results)
+        save_predictions(config.out / "predictions.npz", predictions)
+        bar.advance()
+        bar.describe("base")
+        shutil.rmtree(config.out / "model", ignore_errors=True)
+        _model_of(done).save(config.out / "model")
+        bar.advance()
+        bar.describe("report")
+        write_report(
+            config.out / "report.html",
+            results,
+            strips=strips_for_report(config, results, dataset, predictions),
+            curriculum=first_curriculum(done),
+        )
+        bar.advance()
+        bar.describe("MLflow run")
+        record_run(config, results, done)
+        bar.advance()
     shutil.rmtree(config.out / "jobs", ignore_errors=True)
     return results
 
