@@ -1,7 +1,9 @@
 """What every recipe's command line shares: options, overrides, help from the fields, exit codes."""
 
 import argparse
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +19,12 @@ EXIT_CONFIG, EXIT_DATA, EXIT_BUG, EXIT_INTERRUPTED = 2, 3, 1, 130
 def run_main(body: Callable[[], None], *, resume_hint: str = "") -> int:
     """Call `body` and turn what it raises into one message and an exit code.
 
-    2: configuration. 3: data, checkpoints, leakage. 130: interrupted. 1: a bug, with traceback.
+    2: configuration. 3: data, checkpoints, leakage. 130: interrupted (Ctrl-C, or SIGTERM as a
+    service manager sends it). 1: a bug, with traceback.
     """
     try:
-        body()
+        with _terminable():
+            body()
     except ConfigError as error:
         return _say(f"error: {error}", EXIT_CONFIG)
     except (MetaECGError, OSError) as error:
@@ -104,6 +108,23 @@ def progress(title: str, total: int = 1) -> Iterator[Progress]:
     shown = Progress(title, total)
     with shown._bar:
         yield shown
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C for the time of the block: stop in order, keep what is finished."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say(text: str, code: int) -> int:
