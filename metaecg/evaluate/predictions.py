@@ -7,12 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
+from metaecg.errors import DataError
+
 _COLUMNS = ("record_ids", "start_s", "labels", "is_mixed", "probabilities")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Probabilities of one method, seed and subject; the arrays line up, one row per test window."""
+    """Probabilities of one method, seed and subject; the arrays line up, one row per test window.
+
+    Raises
+    ------
+    DataError
+        The arrays have different lengths.
+    """
 
     method: str
     seed: int
@@ -28,6 +36,14 @@ class Prediction:
     n_trainable: int = 0
     is_one_class: bool = False
     """No VA and no support: false alarms of the base alone."""
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in _COLUMNS}
+        if len(set(lengths.values())) != 1:
+            raise DataError(
+                f"the prediction of {self.method!r} for subject {self.subject_id!r} has columns of "
+                f"different lengths: {lengths}; one row per test window was expected."
+            )
 
     @property
     def flagged(self) -> np.ndarray:
@@ -54,6 +70,7 @@ def save_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
         else np.zeros(0)
         for name in _COLUMNS
     }
+    columns["record_ids"] = columns["record_ids"].astype(str)  # never objects: those are pickled
     with open(path, "wb") as file:
         np.savez_compressed(file, facts=np.array(json.dumps(facts)), **columns)
 

@@ -28,7 +28,7 @@ class Eligibility:
 
 
 def held_out_task(
-    windows: WindowSet, *, protocol: str, n_shots: int, rng: np.random.Generator
+    windows: WindowSet, *, protocol: str, n_shots: int, rng: np.random.Generator | None = None
 ) -> Task:
     """Return support and test part of one held-out subject under a protocol.
 
@@ -41,16 +41,20 @@ def held_out_task(
     n_shots
         Support windows per class.
     rng
-        Draws the support of ``as_published``.
+        Draws the support of ``as_published``; ``deploy`` has no use for it.
 
     Raises
     ------
     NotEnoughWindowsError
         The subject is not eligible.
+    ValueError
+        The protocol is unknown, or draws and got no `rng`.
     """
     check_option("protocol", protocol, PROTOCOLS)
     if protocol == "deploy":
         return deploy_task(windows, n_shots=n_shots)
+    if rng is None:
+        raise ValueError(f"protocol {protocol!r} draws its support; pass rng, a numpy Generator.")
     return published_task(windows, n_shots=n_shots, rng=rng)
 
 

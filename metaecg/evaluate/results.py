@@ -7,6 +7,7 @@ import numpy as np
 
 from metaecg.data.datasets import Dataset
 from metaecg.data.preprocessing import MARGIN_S
+from metaecg.errors import DataError
 from metaecg.evaluate import metrics
 from metaecg.evaluate.predictions import Prediction
 from metaecg.seeding import numpy_generator
@@ -30,16 +31,25 @@ def method_results(
         Knows the annotated episodes.
     description
         What the method is, in a sentence.
+
+    Raises
+    ------
+    DataError
+        There is no prediction for a held-out subject with a support.
     """
     held_out = [p for p in predictions if not p.is_one_class]
     one_class = [p for p in predictions if p.is_one_class]
+    if not held_out:
+        raise DataError(
+            f"the method {description!r} has no prediction for a held-out subject; there is nothing "
+            "to report."
+        )
     window_s = dataset.windows.window_s
     figures = _headline(held_out, window_s)
     figures["without_mixed"] = _headline([p.without_mixed() for p in held_out], window_s)
     del figures["without_mixed"]["subjects"]
-    by_seed = _by_seed(held_out)
-    alarms = [_alarms(ps, dataset) for ps in by_seed.values()]
-    figures |= {name: _mean([a[name] for a in alarms]) for name in alarms[0]} if alarms else {}
+    alarms = [_alarms(ps, dataset) for ps in _by_seed(held_out).values()]
+    figures |= {name: _mean([a[name] for a in alarms]) for name in alarms[0]}
     figures |= {
         "false_alarms_per_hour_one_class": _one_class_alarms(one_class, window_s),
         "adapt_seconds_p50": float(np.median([p.adapt_seconds for p in held_out])),
@@ -84,10 +94,9 @@ def _headline(predictions: Sequence[Prediction], window_s: float) -> dict:
         for name in ("auc", "f1")
     }
     pooled = [_pooled(ps) for ps in _by_seed(predictions).values()]
-    names = pooled[0] if pooled else ()
     return {
         **summaries,
-        "pooled": {name: _mean([p[name] for p in pooled]) for name in names},
+        "pooled": {name: _mean([p[name] for p in pooled]) for name in pooled[0]},
         "subjects": subjects,
     }
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from metaecg.checks import check_positive
 from metaecg.errors import AdaptationError
 from metaecg.tasks.sampler import Task
 
@@ -67,13 +68,21 @@ class FuncEngine:
     ----------
     network
         Any network without batch statistics in training (batch norm couples the windows of a task
-        and would keep running statistics per task); group norm is the usual replacement.
+        and would keep running statistics per task; group norm is the usual replacement) and without
+        a recurrent cell, which `torch.func.vmap` can't stack.
     inner_lr, inner_steps
-        Plain gradient descent on the support.
+        Plain gradient descent on the support; no step at all gives joint training on the queries.
     first_order
         Drop the second derivatives (FOMAML).
     task_chunk
         At most so many tasks at once; the gradients are the same, the peak memory is lower.
+
+    Raises
+    ------
+    AdaptationError
+        The network holds batch norm, or says itself (`supports_vmap`) that it can't be stacked.
+    ValueError
+        `inner_lr` or `task_chunk` is not above zero, or `inner_steps` is negative.
 
     References
     ----------
@@ -90,9 +99,13 @@ class FuncEngine:
         first_order: bool = False,
         task_chunk: int | None = None,
     ) -> None:
-        _refuse_batch_norm(network)
+        _refuse_what_cannot_be_stacked(network)
+        if inner_steps < 0:
+            raise ValueError(f"inner_steps is {inner_steps}; 0 or more was expected.")
+        if task_chunk is not None:
+            check_positive("task_chunk", task_chunk)
         self.network = network
-        self.inner_lr = inner_lr
+        self.inner_lr = check_positive("inner_lr", inner_lr)
         self.inner_steps = inner_steps
         self.first_order = first_order
         self.task_chunk = task_chunk
@@ -136,7 +149,7 @@ class FuncEngine:
         return losses.sum(), losses.detach()
 
 
-def _refuse_batch_norm(network: nn.Module) -> None:
+def _refuse_what_cannot_be_stacked(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise AdaptationError(
@@ -144,3 +157,9 @@ def _refuse_batch_norm(network: nn.Module) -> None:
                 "a task and can't be kept per task. Use a network with group norm (compact-cnn, or "
                 "resnet1d-18 with norm='group')."
             )
+    if not getattr(network, "supports_vmap", True):
+        raise AdaptationError(
+            f"{type(network).__name__} can't run with the weights of many tasks stacked "
+            "(supports_vmap is False: recurrent cells have no such form). Use compact-cnn, net1d, or "
+            "resnet1d-18 with norm='group'."
+        )

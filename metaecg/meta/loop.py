@@ -48,7 +48,7 @@ def meta_train(
     ------
     AdaptationError
         The loss of a task is not finite; the message names the iteration and the subject, and the
-        weights are those of the iteration before.
+        weights are those of the iteration before. Likewise, without a subject, for the gradient.
     """
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=outer_lr, weight_decay=weight_decay)
@@ -62,11 +62,14 @@ def meta_train(
         check_finite(losses, batch, iteration)
         for name, p in parameters.items():
             p.grad = gradients[name]
-        nn.utils.clip_grad_norm_(parameters.values(), clip_norm)
+        norm = nn.utils.clip_grad_norm_(parameters.values(), clip_norm)
+        _check_gradient(norm, iteration)
         optimizer.step()
         curriculum.observe(subjects, losses.tolist())
         if on_step:
-            on_step(iteration, {"loss": losses.mean().item(), "outer_lr": schedule.get_last_lr()[0]})
+            on_step(
+                iteration, {"loss": losses.mean().item(), "outer_lr": schedule.get_last_lr()[0]}
+            )
         schedule.step()
     optimizer.zero_grad(set_to_none=True)
     network.eval()
@@ -80,4 +83,13 @@ def check_finite(losses: torch.Tensor, batch: MetaBatch, iteration: int) -> None
             f"meta-training, iteration {iteration}: the loss of subject "
             f"{batch.subject_ids[bad[0]]!r} is {losses[bad[0]].item()}. The weights are those before "
             "this iteration; lower meta.inner_lr or meta.outer_lr."
+        )
+
+
+def _check_gradient(norm: torch.Tensor, iteration: int) -> None:
+    if not torch.isfinite(norm):
+        raise AdaptationError(
+            f"meta-training, iteration {iteration}: the losses are finite, but the norm of the "
+            f"meta-gradient is {norm.item()}. The weights are those before this iteration; lower "
+            "meta.inner_lr or use the first-order gradient."
         )

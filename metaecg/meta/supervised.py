@@ -35,14 +35,25 @@ def pretrain(
     ----------
     windows
         Training windows, normalised.
-    n_steps, batch_size, lr, weight_decay
+    n_steps, lr, weight_decay
         AdamW with one-cycle learning rate.
+    batch_size
+        Windows per step, rounded down to a multiple of the number of classes.
     rng
         Draws the batches.
     generator
         Draws the polarity.
     on_step
         Called with the step and ``{"loss": ..., "lr": ...}``.
+
+    Raises
+    ------
+    DataError
+        No training subject has a window of one of the classes.
+    ValueError
+        A batch has no room for a window of each class.
+    AdaptationError
+        The loss, or a weight after the last step, is not finite.
     """
     draw = _balanced_batches(windows, batch_size, rng)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
@@ -64,11 +75,21 @@ def pretrain(
             on_step(step, {"loss": loss.item(), "lr": schedule.get_last_lr()[0]})
         schedule.step()
     optimizer.zero_grad(set_to_none=True)
+    if not all(torch.isfinite(p).all() for p in network.parameters()):
+        raise AdaptationError(
+            f"pre-training: the last of {n_steps} steps left weights that are not finite; lower "
+            "pretrain.lr."
+        )
     network.eval()
 
 
 def _balanced_batches(windows: WindowSet, batch_size: int, rng) -> Callable[[], np.ndarray]:
     n_classes = len(windows.classes)
+    if batch_size < n_classes:
+        raise ValueError(
+            f"batch_size is {batch_size}; a batch holds each of {n_classes} classes, so at least "
+            f"{n_classes} was expected."
+        )
     pools = []
     for label, name in enumerate(windows.classes):
         found = np.flatnonzero(windows.labels == label)
