@@ -83,7 +83,7 @@ def render_report(
         protocol=results["protocol"],
         facts=_facts(results),
         headline=_headline(methods, best),
-        tables=_method_tables(methods),
+        tables=_method_tables(methods) + _difference_tables(results),
         descriptions={name: each["description"] for name, each in methods.items() if each.get("description")},
         changes=_changes(methods, baseline, best, note),
         has_baseline=baseline is not None,
@@ -122,6 +122,10 @@ def _fixed(digits: int) -> Callable[[Any], str]:
 
 def _interval(value: Sequence[float]) -> str:
     return f"{value[0]:.3f}–{value[1]:.3f}"
+
+
+def _signed_interval(value: Sequence[float]) -> str:
+    return f"{value[0]:+.3f} to {value[1]:+.3f}"
 
 
 def _count(value: float) -> str:
@@ -173,6 +177,15 @@ METHOD_GROUPS = WINDOW_GROUPS | {
         _lower("adapt, s (p50)", "adapt_seconds_p50", _short, is_cost=True),
         _lower("trainable", "trainable_parameters", _count, is_cost=True),
     ],
+}
+
+DIFFERENCE_GROUPS = {
+    f"{title} over subjects": [
+        Column(title="mean difference", path=(key, "mean"), text=lambda value: f"{value:+.3f}"),
+        Column(title="95 % interval", path=(key, "ci95"), text=_signed_interval),
+        Column(title="subjects", path=(key, "n"), text=_count),
+    ]
+    for key, title in (("auc", "AUC"), ("f1", "F1"))
 }
 
 SUBJECT_GROUPS = {
@@ -243,6 +256,16 @@ def _method_tables(methods: Mapping[str, Mapping[str, Any]]) -> list[dict[str, A
         caption = "The same without the windows that hold both rhythms"
         tables.append(_table(caption, "method", rows, WINDOW_GROUPS))
     return tables
+
+
+def _difference_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the paired differences to the run's reference; an interval without 0 is a finding."""
+    reference = results.get("difference_to")
+    rows = {name: row for name, row in results.get("differences", {}).items() if name != reference}
+    if not rows:
+        return []
+    caption = f"Difference to {reference}, paired over subjects"
+    return [_table(caption, "method", rows, DIFFERENCE_GROUPS)]
 
 
 def _subject_table(method: Mapping[str, Any]) -> dict[str, Any]:

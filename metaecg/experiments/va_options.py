@@ -138,6 +138,7 @@ def _semantic_problems(config: VAConfig) -> list[str]:
 
 
 def as_yaml(config: VAConfig) -> str:
+    """Return the resolved configuration as text that `--config` takes back."""
     import yaml
 
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()

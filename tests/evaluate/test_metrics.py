@@ -220,7 +220,7 @@ def test_equal_values_give_an_interval_of_no_width():
 
 
 def test_the_same_generator_gives_the_same_interval_in_any_order_of_subjects():
-    values = dict(zip("abcdefg", rng().random(7).tolist()))
+    values = dict(zip("abcdefg", rng().random(7).tolist(), strict=True))
     backwards = dict(reversed(values.items()))
     assert summary(values, rng=rng(3)) == summary(backwards, rng=rng(3))
     assert summary(values, rng=rng(3))["ci95"] != summary({**values, "c": 0.9}, rng=rng(3))["ci95"]

@@ -348,3 +348,15 @@ def test_a_write_that_fails_leaves_the_old_report_untouched(tmp_path, monkeypatc
         write_report(path, make_results())
     assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_paired_differences_stand_in_a_table_of_their_own_without_the_reference():
+    row = {"mean": -0.0123, "ci95": [-0.03, 0.004], "n": 12}
+    differences = {name: {"auc": row, "f1": row} for name in ("zero-shot", "head")}
+    page = render_report(make_results(differences=differences, difference_to="head"))
+    table = page[page.index("Difference to head, paired over subjects") :]
+    table = table[: table.index("</table>")]
+    assert "zero-shot" in table
+    assert ">head<" not in table
+    assert "-0.012" in table
+    assert "-0.030 to +0.004" in table

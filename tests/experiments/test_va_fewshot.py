@@ -145,7 +145,9 @@ def test_an_existing_base_refuses_the_subjects_it_was_trained_on(finished, capsy
 
 
 @pytest.mark.slow
-def test_an_existing_base_is_evaluated_without_training_and_says_that_nothing_was_held_out(finished):
+def test_an_existing_base_is_evaluated_without_training_and_says_that_nothing_was_held_out(
+    finished,
+):
     model = str(finished / "run" / "model")
     data = str(finished / "cache" / "demo-data")
     arguments = ("--base", model, "--data", data, "--include-seen", "--methods", "zero-shot,lora")
