@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import tempfile
+import time
+import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,14 @@ from metaecg.data.records import file_sha256
 from metaecg.errors import CacheError
 
 T = TypeVar("T")
+
+LEFTOVER_AGE_S = 86_400
+"""What a killed builder left behind is removed by the next one once it is this old."""
+
+_UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError),
+    zipfile.BadZipFile,
+)
 
 
 def default_cache_root() -> Path:
@@ -32,7 +42,7 @@ def load(root: Path, key: str, *, read: Callable[[Path], T]) -> T | None:
         return None
     try:
         return read(folder)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except _UNREADABLE:
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
@@ -40,12 +50,19 @@ def load(root: Path, key: str, *, read: Callable[[Path], T]) -> T | None:
 def store(root: Path, key: str, *, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside the final one, then publish it under `key` by renaming.
 
-    If another process was first, its entry stays: the content is the same by construction.
+    If another process was first, its entry stays: the content is the same by construction. A killed
+    process leaves its unfinished folder, which is never read and goes after `LEFTOVER_AGE_S`.
+
+    Raises
+    ------
+    CacheError
+        The folder can't be written: no space, no permission, not a folder.
     """
     parent = root / "windows"
     building = None
     try:
         parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(parent)
         building = Path(tempfile.mkdtemp(prefix=f".{key[:12]}-", dir=parent))
         write(building)
         for file in building.iterdir():
@@ -53,10 +70,7 @@ def store(root: Path, key: str, *, write: Callable[[Path], None]) -> None:
         _publish(building, parent / key)
         _fsync(parent)
     except OSError as error:
-        raise CacheError(
-            f"the cache {parent} can't be written: {error}. Free some space there, or choose "
-            "another folder with --cache DIR."
-        ) from error
+        raise _cant_write(parent, error) from error
     finally:
         if building is not None:
             shutil.rmtree(building, ignore_errors=True)
@@ -70,7 +84,9 @@ def checksums(
     index_file = Path(root) / "checksums.json" if root is not None else None
     known = _read_index(index_file)
     marks = {file: _mark(file) for file in files}
-    found = {file: known[str(file)][1] for file in files if known.get(str(file), [0])[0] == marks[file]}
+    found = {
+        file: known[str(file)][1] for file in files if known.get(str(file), [0])[0] == marks[file]
+    }
     missing = [file for file in files if file not in found]
     if missing:
         with ThreadPoolExecutor(max_workers=n_workers) as pool:
@@ -82,29 +98,51 @@ def checksums(
 
 
 def _mark(file: Path) -> list[int]:
+    # The time of change can't be set back, as the time of modification can.
     status = file.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _read_index(file: Path | None) -> dict:
-    """Return the remembered checksums; an unreadable index is as good as none."""
+    """Return the remembered checksums; an unreadable index, or entry, is as good as none."""
     try:
-        return json.loads(file.read_text()) if file is not None and file.exists() else {}
+        content = json.loads(file.read_text()) if file is not None and file.exists() else {}
     except (OSError, ValueError):
         return {}
+    items = content.items() if isinstance(content, dict) else ()
+    return {name: entry for name, entry in items if isinstance(entry, list) and len(entry) == 2}
 
 
 def _write_index(file: Path, known: dict) -> None:
+    written = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".checksums-", delete=False) as out:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=file.parent, prefix=".checksums-", delete=False
+        ) as out:
+            written = Path(out.name)
             json.dump(known, out)
-        os.replace(out.name, file)
+        os.replace(written, file)
     except OSError as error:
-        raise CacheError(
-            f"the cache {file.parent} can't be written: {error}. Free some space there, or choose "
-            "another folder with --cache DIR."
-        ) from error
+        if written is not None:
+            written.unlink(missing_ok=True)
+        raise _cant_write(file.parent, error) from error
+
+
+def _cant_write(folder: Path, error: OSError) -> CacheError:
+    return CacheError(
+        f"the cache {folder} can't be written: {error}. Free some space there, or choose another "
+        "folder with --cache DIR."
+    )
+
+
+def _remove_leftovers(parent: Path) -> None:
+    for folder in parent.glob(".*-*"):
+        try:
+            if time.time() - folder.stat().st_mtime > LEFTOVER_AGE_S:
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # somebody else removed it
+            continue
 
 
 def _publish(building: Path, final: Path) -> None:

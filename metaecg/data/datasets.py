@@ -17,7 +17,7 @@ from metaecg.data.records import read_record, record_files
 from metaecg.data.windows import RecordInfo, WindowSet, cut_windows, join
 from metaecg.errors import DataError
 
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Part of every cache key; raise it when the same files and settings would give other windows."""
 
 
@@ -98,7 +98,8 @@ def prepare(
     n_workers
         Threads; nearly all of the work runs outside Python's lock.
     on_record
-        Called with ``(n_done, n_total)`` while preparing; not called when the cache answers.
+        Called with ``(n_done, n_total)`` while preparing, in the caller's thread and in order; not
+        called when the cache answers.
 
     Raises
     ------
@@ -114,7 +115,9 @@ def prepare(
     """
     preprocessing = preprocessing or Preprocessing()
     paths = find_records(root, databases)
-    checksums = cache.checksums([f for p in paths for f in _files(p)], cache_root, n_workers=n_workers)
+    checksums = cache.checksums(
+        [f for p in paths for f in _files(p)], cache_root, n_workers=n_workers
+    )
     key = _key(paths, checksums, preprocessing, dense_va)
     if cache_root is not None:
         found = cache.load(Path(cache_root), key, read=_read_dataset)
@@ -134,7 +137,7 @@ def find_records(root: str | Path, databases: Sequence[str]) -> list[Path]:
     folder counts, and nothing else.
     """
     root, found = Path(root), []
-    for slug in databases:
+    for slug in dict.fromkeys(databases):  # a database named twice counts once
         if slug not in DATABASES and not (root / slug).is_dir():
             get_database(slug)  # raises, naming the databases that exist
         if not (root / slug).is_dir():
@@ -161,26 +164,28 @@ def _key(paths, checksums: dict[Path, str], preprocessing: Preprocessing, dense_
         "preprocessing": {**preprocessing.to_dict(), "normalize": None},  # applied later
         "dense_va": dense_va,
         "files": [
-            (path.parent.name, file.name, checksums[file]) for path in paths for file in _files(path)
+            (path.parent.name, file.name, checksums[file])
+            for path in paths
+            for file in _files(path)
         ],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _build(paths, checksums, preprocessing, dense_va, n_workers, on_record) -> Dataset:
-    done = 0
-
     def prepare_one(path: Path) -> tuple[WindowSet, RecordInfo]:
-        nonlocal done
         windows, info = cut_windows(read_record(path), preprocessing, dense_va=dense_va)
-        info = replace(info, checksums={file.name: checksums[file] for file in _files(path)})
-        done += 1
-        if on_record:
-            on_record(done, len(paths))
-        return windows, info
+        return windows, replace(info, checksums={f.name: checksums[f] for f in _files(path)})
 
-    with ThreadPoolExecutor(max_workers=n_workers) as pool:
-        parts = list(pool.map(prepare_one, paths))
+    parts = []
+    pool = ThreadPoolExecutor(max_workers=n_workers)
+    try:
+        for part in pool.map(prepare_one, paths):
+            parts.append(part)
+            if on_record:
+                on_record(len(parts), len(paths))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C the rest isn't read
     infos = tuple(info for _, info in parts)
     return Dataset(windows=join(_lay_end_to_end(parts)), records=infos)
 
@@ -221,7 +226,7 @@ def _write_dataset(folder: Path, dataset: Dataset) -> None:
 def _read_dataset(folder: Path) -> Dataset:
     facts = json.loads((folder / "dataset.json").read_text())
     records = tuple(RecordInfo.from_dict(values) for values in facts["records"])
-    with np.load(folder / "table.npz", allow_pickle=False) as table:
+    with open(folder / "table.npz", "rb") as file, np.load(file, allow_pickle=False) as table:
         columns = {name: table[name] for name in table.files}
     record = columns.pop("record")
     windows = WindowSet(
@@ -234,4 +239,6 @@ def _read_dataset(folder: Path) -> Dataset:
         window_s=facts["window_s"],
         **columns,
     )
+    if {len(column) for column in columns.values()} != {len(windows.windows)}:
+        raise ValueError(f"{folder}: windows and table don't line up.")
     return Dataset(windows=windows, records=records)

@@ -1,17 +1,27 @@
 """One recording: WFDB files in, a checked `Record` in millivolts out."""
 
 import hashlib
-import math
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from metaecg.data.headers import millivolts_per_step, read_header
 from metaecg.errors import DataError
 
-_BYTES_PER_SAMPLE = {"8": 1, "16": 2, "24": 3, "32": 4, "61": 2, "80": 1, "160": 2, "212": 1.5}
-_MV_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "v": 1e3}
+_NOT_MEASURED = {
+    "80": -(2**7),
+    "508": -(2**7),
+    "310": -(2**9),
+    "311": -(2**9),
+    "212": -(2**11),
+    "24": -(2**23),
+    "524": -(2**23),
+    "32": -(2**31),
+    "8": None,
+}
+"""The digital value that WFDB reserves for "not measured", by format; all others: ``-2**15``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +87,18 @@ def read_record(
     ------
     DataError
         A file is missing or cut short, header and signal disagree (length, checksum), the unit is
-        not a voltage, the sampling rate is not the database's, annotations are missing, empty or
-        beyond the signal's end.
+        not a voltage, the sampling rate is not the database's, annotations are missing, empty, cut
+        short or beyond the signal's end.
 
     Notes
     -----
     NaN marks what was not measured (``-2048`` in 12-bit files, as WFDB defines it) and is kept.
+    A gain of 0 means "not calibrated"; see `metaecg.data.headers.millivolts_per_step`.
     """
     path = Path(path).with_suffix("") if str(path).endswith(".hea") else Path(path)
     known = _known_database(path, database)
-    header = _read_header(path)
-    channels = _choose_channels(path, header, known, leads)
-    _check_header(path, header, channels, known)
+    header = read_header(path, known)
+    channels = _choose_channels(header, known, leads)
     signal_mv = _read_signal(path, header, channels)
     marks = _read_annotations(path, header, known) if annotations else None
     folder = known.slug if known else path.parent.name
@@ -129,31 +139,7 @@ def _known_database(path: Path, database: str | None):
     return DATABASES.get(path.parent.name)
 
 
-def _read_header(path: Path):
-    import wfdb
-
-    header_file = path.with_name(path.name + ".hea")
-    if not header_file.exists():
-        raise DataError(
-            f"record {path.name!r}: {header_file} does not exist. Check the folder, or fetch the "
-            "database with python -m metaecg.data download."
-        )
-    try:
-        header = wfdb.rdheader(str(path))
-    except Exception as error:  # wfdb raises bare Exceptions and whatever parsing trips over
-        raise DataError(
-            f"record {path.name!r}: {header_file} is not a WFDB header ({error}). "
-            "Fetch the file again."
-        ) from error
-    if not getattr(header, "n_sig", 0) or not header.sig_len or not hasattr(header, "file_name"):
-        raise DataError(
-            f"record {path.name!r}: {header_file} names no signal or no length; expected at least "
-            "one signal with a number of samples. Fetch the file again."
-        )
-    return header
-
-
-def _choose_channels(path: Path, header, known, leads: str) -> list[int]:
+def _choose_channels(header, known, leads: str) -> list[int]:
     if leads == "all":
         return list(range(header.n_sig))
     if leads != "preferred":
@@ -165,69 +151,23 @@ def _choose_channels(path: Path, header, known, leads: str) -> list[int]:
     return [choose_lead(known.slug, header.sig_name)]
 
 
-def _check_header(path: Path, header, channels: list[int], known) -> None:
-    name = path.name
-    if not (header.fs and math.isfinite(header.fs) and header.fs > 0):
-        raise DataError(f"record {name!r}: the header's sampling rate is {header.fs}; expected > 0.")
-    if known is not None and abs(header.fs - known.fs_hz) > 1e-6:
-        raise DataError(
-            f"record {name!r}: the header says {header.fs:g} Hz; {known.slug} is sampled at "
-            f"{known.fs_hz:g} Hz. Fetch the header again, or read the record as another database."
-        )
-    for i in channels:
-        unit = str(header.units[i])
-        if unit.lower() not in _MV_PER_UNIT:
-            raise DataError(
-                f"record {name!r}, lead {header.sig_name[i]!r}: the unit is {unit!r}; expected mV "
-                "(or uV, V). Convert the signal to millivolts first."
-            )
-        gain = header.adc_gain[i]
-        if not (math.isfinite(gain) and gain > 0):
-            raise DataError(
-                f"record {name!r}, lead {header.sig_name[i]!r}: the gain is {gain}; expected a "
-                "finite number of steps per millivolt above 0."
-            )
-    _check_sizes(path, header)
-
-
-def _check_sizes(path: Path, header) -> None:
-    """Compare every signal file's size with what the header promises."""
-    for file_name in dict.fromkeys(header.file_name):
-        file = path.with_name(file_name)
-        if not file.exists():
-            raise DataError(
-                f"record {path.name!r}: the signal file {file} is missing. Fetch it again."
-            )
-        columns = [i for i, name in enumerate(header.file_name) if name == file_name]
-        if any(header.fmt[i] not in _BYTES_PER_SAMPLE for i in columns):
-            continue
-        frames = header.sig_len
-        samples = sum((header.samps_per_frame or [1] * header.n_sig)[i] or 1 for i in columns)
-        offset = (header.byte_offset or [0] * header.n_sig)[columns[0]] or 0
-        expected = offset + math.floor(frames * samples * _BYTES_PER_SAMPLE[header.fmt[columns[0]]])
-        found = file.stat().st_size
-        if found < expected:
-            raise DataError(
-                f"record {path.name!r}: {file_name} has {found} bytes; the header promises "
-                f"{header.sig_len} samples of {len(columns)} leads, that is {expected} bytes. The "
-                "file was cut short; fetch it again."
-            )
-
-
 def _read_signal(path: Path, header, channels: list[int]) -> np.ndarray:
     """Return the chosen leads in millivolts, NaN where nothing was measured."""
-    if _is_plain_212(header):
-        digital = _read_212(path, header)
-    else:
-        digital = _read_with_wfdb(path, header)
+    digital = _read_212(path, header) if _is_plain_212(header) else _read_with_wfdb(path, header)
     rows = []
     for i in channels:
         _check_checksum(path, header, i, digital[i])
-        scale = _MV_PER_UNIT[str(header.units[i]).lower()] / header.adc_gain[i]
-        row = (digital[i] - header.baseline[i]) * scale
-        row[digital[i] == _invalid_value(header.fmt[i])] = np.nan
-        rows.append(row.astype(np.float32))
+        row = (digital[i] - header.baseline[i]) * millivolts_per_step(path, header, i)
+        row[digital[i] == _NOT_MEASURED.get(header.fmt[i], -(2**15))] = np.nan
+        rows.append(_on_the_frames(header, i, row).astype(np.float32))
     return np.stack(rows)
+
+
+def _on_the_frames(header, i: int, row: np.ndarray) -> np.ndarray:
+    """Bring a lead to one sample per frame (their mean) and to the same clock as the others."""
+    row = row.reshape(header.sig_len, -1).mean(axis=1)
+    skew = (header.skew or [0] * header.n_sig)[i] or 0
+    return np.concatenate([row[skew:], np.full(min(skew, len(row)), np.nan)])
 
 
 def _is_plain_212(header) -> bool:
@@ -255,23 +195,17 @@ def _read_212(path: Path, header) -> np.ndarray:
     return values.reshape(-1)[:n_values].reshape(header.sig_len, header.n_sig).T
 
 
-def _read_with_wfdb(path: Path, header) -> np.ndarray:
+def _read_with_wfdb(path: Path, header) -> list[np.ndarray]:
+    """Return every lead's samples as they are stored: all of each frame, not shifted."""
     import wfdb
 
     try:
-        record = wfdb.rdrecord(str(path), physical=False, smooth_frames=True)
+        record = wfdb.rdrecord(str(path), physical=False, smooth_frames=False, ignore_skew=True)
     except Exception as error:
         raise DataError(
             f"record {path.name!r}: the signal can't be read ({error}). Fetch its files again."
         ) from error
-    return record.d_signal.T
-
-
-def _invalid_value(fmt: str) -> int:
-    """Return the digital value that WFDB reserves for "not measured"."""
-    return {"212": -2048, "310": -512, "311": -512, "80": -128, "24": -(2**23), "32": -(2**31)}.get(
-        fmt, -(2**15)
-    )
+    return record.e_d_signal
 
 
 def _check_checksum(path: Path, header, i: int, digital: np.ndarray) -> None:
@@ -306,19 +240,33 @@ def _read_annotations(path: Path, header, known) -> Annotations:
             f"record {path.name!r}: {file.name} ({file.stat().st_size} bytes) can't be read as WFDB "
             f"annotations ({error}). Fetch it again."
         ) from error
+    if file.read_bytes()[-2:] != b"\0\0":
+        raise DataError(
+            f"record {path.name!r}: {file.name} ({file.stat().st_size} bytes) has no end mark (two "
+            "zero bytes). The file was cut short; fetch it again."
+        )
+    if marks.fs and abs(marks.fs - header.fs) > 1e-6:
+        raise DataError(
+            f"record {path.name!r}: {file.name} counts time at {marks.fs:g} Hz, the signal is "
+            f"sampled at {header.fs:g} Hz; expected the same. Rewrite the marks at the signal's rate."
+        )
     sample = np.asarray(marks.sample, dtype=np.int64)
     if len(sample) == 0:
         raise DataError(
             f"record {path.name!r}: {file.name} holds no annotation; expected at least one rhythm "
             "or beat mark. Fetch it again, or leave the record out."
         )
-    if sample[-1] > header.sig_len:
+    outside = sample[(sample < 0) | (sample > header.sig_len)]
+    if len(outside):
         raise DataError(
-            f"record {path.name!r}: {file.name} has a mark at sample {sample[-1]}, the signal ends "
-            f"at {header.sig_len}. Signal and annotations don't belong together."
+            f"record {path.name!r}: {file.name} has a mark at sample {outside[-1]}; expected 0 to "
+            f"{header.sig_len}, where the signal ends. Signal and annotations don't belong "
+            "together; fetch both again."
         )
-    notes = tuple(note.strip("\x00 \t") for note in marks.aux_note)
-    return Annotations(sample=sample, symbol=tuple(marks.symbol), note=notes)
+    order = np.argsort(sample, kind="stable")  # a file may step back in time
+    notes = tuple(marks.aux_note[i].strip("\x00 \t") for i in order)
+    symbols = tuple(marks.symbol[i] for i in order)
+    return Annotations(sample=sample[order], symbol=symbols, note=notes)
 
 
 def _subject(path: Path, header, known) -> str:

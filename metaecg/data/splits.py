@@ -103,7 +103,7 @@ def read_manifest(path: str | Path) -> Split:
     if not sides["test"]:
         raise DataError(f"the split manifest {path} holds no test subject; expected at least one.")
     checksums = content.get("checksums") or {}
-    if not isinstance(checksums, dict):
+    if not isinstance(checksums, dict) or not all(isinstance(c, str) for c in checksums.values()):
         raise DataError(f"the split manifest {path}: 'checksums' must map file to SHA-256.")
     return Split(name=path.stem, checksums=checksums, **sides)
 
@@ -128,9 +128,13 @@ def check_split(split: Split, subject_ids: Sequence[str], checksums: Mapping[str
             f"{unknown[0]!r}; expected {did_you_mean(unknown[0], subject_ids)}"
         )
     for name, expected in split.checksums.items():
-        found = checksums.get(name)
-        if found != expected:
+        if name not in checksums:
             raise DataError(
-                f"split {split.name!r}: {name} has the checksum {found}, the manifest says "
-                f"{expected}. It is another version of the file; fetch the one that was used."
+                f"split {split.name!r} fixes the checksum of {name}, which isn't among the "
+                f"{len(checksums)} files of the data. Name its database too, or fetch the file."
+            )
+        if checksums[name] != expected:
+            raise DataError(
+                f"split {split.name!r}: {name} has the checksum {checksums[name]}, the manifest "
+                f"says {expected}. It is another version of the file; fetch the one that was used."
             )

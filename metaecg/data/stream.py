@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from metaecg.checks import check_positive
 from metaecg.data.preprocessing import MARGIN_S, Preprocessing, filter_segment, measured_segments
 from metaecg.errors import DataError
 
@@ -31,7 +32,7 @@ class WindowStream:
     """
 
     def __init__(self, *, fs_hz: float, n_leads: int, preprocessing: Preprocessing) -> None:
-        self.fs_hz = fs_hz
+        self.fs_hz = check_positive("fs_hz", fs_hz)
         self.preprocessing = preprocessing
         self._buffer = np.empty((n_leads, 0), dtype=np.float32)
         self._buffer_start = 0  # index of the buffer's first sample in the stream

@@ -15,6 +15,8 @@ DENSE_STRIDE_S = 0.1
 DENSE_LIMIT = 150
 """MetaVA's released cutting: this stride on VA until this many positive windows (metava, section 2)."""
 
+_COLUMNS = ("windows", "labels", "is_mixed", "subject_ids", "record_ids", "start_s", "time_s")
+
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSet:
@@ -44,8 +46,7 @@ class WindowSet:
 
     def select(self, index: np.ndarray) -> "WindowSet":
         """Return the windows at `index` (positions or a boolean mask), in that order."""
-        columns = ("windows", "labels", "is_mixed", "subject_ids", "record_ids", "start_s", "time_s")
-        return replace(self, **{name: getattr(self, name)[index] for name in columns})
+        return replace(self, **{name: getattr(self, name)[index] for name in _COLUMNS})
 
     def of_subject(self, subject_id: str) -> "WindowSet":
         """Return one subject's windows in the order of time."""
@@ -92,8 +93,7 @@ def join(sets: Sequence[WindowSet]) -> WindowSet:
     """Put window sets of one preprocessing behind one another."""
     if not sets:
         raise DataError("there are no windows to join; expected at least one recording.")
-    columns = ("windows", "labels", "is_mixed", "subject_ids", "record_ids", "start_s", "time_s")
-    joined = {name: np.concatenate([getattr(s, name) for s in sets]) for name in columns}
+    joined = {name: np.concatenate([getattr(s, name) for s in sets]) for name in _COLUMNS}
     return replace(sets[0], **joined)
 
 
@@ -127,10 +127,14 @@ def cut_windows(
     """
     intervals = va_intervals(record)
     window_s = preprocessing.window_s
-    starts = _dense_starts(record, intervals.va, window_s) if dense_va else _plain_starts(record, window_s)
+    starts = (
+        _dense_starts(record, intervals.va, window_s)
+        if dense_va
+        else _plain_starts(record, window_s)
+    )
     windows, is_measured = _cut(record, starts, preprocessing)
     va = covered_fraction(intervals.va, starts, window_s=window_s)
-    is_noise = covered_fraction(intervals.excluded, starts, window_s=window_s) > 0
+    is_noise = covered_fraction(intervals.excluded, starts, window_s=window_s) > 1e-9
     kept = is_measured & ~is_noise
     found = WindowSet(
         windows=windows[kept[is_measured]],
@@ -213,7 +217,9 @@ def _plain_starts(record: Record, window_s: float) -> np.ndarray:
     return window_s * np.arange(int(np.floor(record.duration_s / window_s + 1e-9)))
 
 
-def _dense_starts(record: Record, va: tuple[tuple[float, float], ...], window_s: float) -> np.ndarray:
+def _dense_starts(
+    record: Record, va: tuple[tuple[float, float], ...], window_s: float
+) -> np.ndarray:
     starts, at, n_dense = [], 0.0, 0
     while at + window_s <= record.duration_s + 1e-9:
         starts.append(at)
@@ -255,11 +261,15 @@ def _check_marks(record: Record, marks, preprocessing: Preprocessing, classes) -
     for start_s, stop_s, label in sorted(marks):
         where = f"mark ({start_s:g} s, {stop_s:g} s, {label!r}) of {record.record_id!r}"
         if label not in classes:
-            raise DataError(f"{where}: the class is unknown; expected {did_you_mean(label, classes)}")
+            raise DataError(
+                f"{where}: the class is unknown; expected {did_you_mean(label, classes)}"
+            )
         if not 0 <= start_s < stop_s <= record.duration_s + 1e-9:
             raise DataError(f"{where} lies outside the recording of {record.duration_s:g} s.")
         if stop_s - start_s < preprocessing.window_s - 1e-9:
             raise DataError(f"{where} is shorter than a window of {preprocessing.window_s:g} s.")
         if start_s < previous_stop - 1e-9:
-            raise DataError(f"{where} overlaps the mark before it, which ends at {previous_stop:g} s.")
+            raise DataError(
+                f"{where} overlaps the mark before it, which ends at {previous_stop:g} s."
+            )
         previous_stop = stop_s

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from metaecg.checks import did_you_mean
 from metaecg.data.windows import WindowSet
 from metaecg.errors import DataError, LeakageError, NotEnoughWindowsError
 
@@ -42,7 +43,7 @@ def deploy_task(windows: WindowSet, *, n_shots: int) -> Task:
         One subject's windows in the order of time, none overlapping another.
     n_shots
         The support is the first `n_shots` windows of the positive class (class 1) and as many of
-        class 0, spread evenly over the time up to the last of them.
+        class 0, evenly spread among those before the last of these positives.
 
     Returns
     -------
@@ -53,11 +54,14 @@ def deploy_task(windows: WindowSet, *, n_shots: int) -> Task:
     ------
     NotEnoughWindowsError
         Too few windows of a class for the support, or fewer than `MIN_TEST_PER_CLASS` after it.
+    DataError
+        The windows are of several subjects, out of order or overlap.
 
     References
     ----------
     docs/protocol.md, ``deploy``, rules 2 and 4.
     """
+    _check_order(windows)
     support = _deploy_support(windows, n_shots)
     end_s = windows.time_s[support].max() + windows.window_s
     query = np.flatnonzero(windows.time_s >= end_s + GAP_S - 1e-9)
@@ -178,7 +182,8 @@ class TaskSampler:
         found = self.windows.labels[self.windows.subject_ids == subject_id]
         counts = [int((found == label).sum()) for label in range(len(self.windows.classes))]
         if not len(found):
-            return DataError(f"subject {subject_id!r} is not among the sampler's subjects.")
+            known = did_you_mean(subject_id, self.subject_ids)
+            return DataError(f"subject {subject_id!r} has no windows here; expected {known}")
         label = int(np.argmin(counts))
         return NotEnoughWindowsError(
             subject_id=subject_id,
@@ -226,8 +231,21 @@ def _deploy_support(windows: WindowSet, n_shots: int) -> np.ndarray:
 def _only_subject(windows: WindowSet) -> str:
     names = np.unique(windows.subject_ids).tolist()
     if len(names) != 1:
-        raise DataError(f"a task is made of one subject's windows; found {len(names)}: {names[:5]}.")
+        raise DataError(
+            f"a task is made of one subject's windows; found {len(names)}: {names[:5]}."
+        )
     return names[0]
+
+
+def _check_order(windows: WindowSet) -> None:
+    steps = np.diff(windows.time_s)
+    if len(steps) and steps.min() < windows.window_s - 1e-6:
+        at = int(steps.argmin())
+        raise DataError(
+            f"the windows of subject {_only_subject(windows)!r} at {windows.time_s[at]:.2f} s and "
+            f"{windows.time_s[at + 1]:.2f} s are out of order or overlap; expected the order of time "
+            "and no overlap. Take them from Dataset.of_subject, cut without dense_va."
+        )
 
 
 def _check_no_overlap(task: Task) -> None:
