@@ -166,6 +166,13 @@ def test_false_alarms_are_counted_per_hour_of_other_rhythm_by_window_and_by_run(
     assert figures["false_alarm_episodes_per_hour"] == pytest.approx(2 * 3600 / 18)
 
 
+def test_a_gap_in_the_recording_ends_a_run_of_false_alarms(dataset):
+    """The last two windows of a come ten seconds later: the second run falls in two."""
+    later = {**SEED_1[0].__dict__, "start_s": 2.0 * np.arange(10) + 10.0 * (np.arange(10) >= 8)}
+    figures = results([Prediction(**later)], dataset)
+    assert figures["false_alarm_episodes_per_hour"] == pytest.approx(3 * 3600 / 14)
+
+
 def test_an_episode_is_found_by_one_window_and_the_delay_holds_the_filters_lookahead(dataset):
     """a: onset 5 s; the first true flag is on the window from 8 s to 10 s. b is missed."""
     figures = results(SEED_1, dataset)
@@ -206,6 +213,13 @@ def test_pooled_figures_and_rates_are_averaged_over_seeds_and_not_counted_twice(
     assert figures["detection_delay_s_median"] == pytest.approx(np.mean(delays))
 
 
+def test_a_median_delay_is_taken_within_each_seed(dataset):
+    """Seed 1: 6.25 s. Seed 2: 4.25 s for a and 3.25 s for b, median 3.75 s. Mean of both: 5 s."""
+    found = results([*SEED_1, SEED_2[0], predict("b", ".##.", seed=2)], dataset)
+    assert found["detection_delay_s_median"] == pytest.approx(5.0)
+    assert found["episode_sensitivity"] == pytest.approx((1 / 2 + 1) / 2)
+
+
 def test_a_figure_undefined_in_one_seed_is_that_of_the_other(dataset):
     """b flags nothing in seed 1, so its PPV is undefined there; in seed 2 it is 1."""
     found = results([predict("b", "...."), predict("b", ".##.", seed=2)], dataset)
@@ -214,11 +228,15 @@ def test_a_figure_undefined_in_one_seed_is_that_of_the_other(dataset):
 
 
 def test_who_has_no_va_counts_for_false_alarms_alone(dataset):
-    """One flagged window of nine: 18 s."""
-    alone = predict("healthy", "..#......", is_one_class=True, adapt_seconds=100.0, n_trainable=9)
-    figures = results([*SEED_1, alone], dataset)
-    assert figures.pop("false_alarms_per_hour_one_class") == pytest.approx(3600 / 18)
-    without = results(SEED_1, dataset)
+    """Two flagged windows of eighteen: 36 s."""
+    held_out, costs = [predict("a", "#...##.##.")], {"adapt_seconds": 100.0, "n_trainable": 9}
+    alone = [
+        predict("healthy", flags, seed=seed, is_one_class=True, **costs)
+        for seed, flags in enumerate(["..##.....", "........."])
+    ]
+    figures = results(held_out + alone, dataset)
+    assert figures.pop("false_alarms_per_hour_one_class") == pytest.approx(2 * 3600 / 36)
+    without = results(held_out, dataset)
     assert without.pop("false_alarms_per_hour_one_class") is None
     assert figures == without
 
@@ -258,21 +276,22 @@ def test_the_same_predictions_give_the_same_figures_in_any_order(dataset):
 
 
 def test_methods_are_compared_subject_by_subject():
-    """AUC up by 0.1 and 0.3; F1 of the second subject is undefined on one side."""
+    """Eight subjects gain or lose in AUC; F1 is known on both sides for the first subject alone."""
+    base = dict(zip("abcdefgh", np.linspace(0.5, 0.7, 8), strict=True))
+    gain = np.array([0.1, 0.17, 0.02, -0.11, 0.23, 0.08, -0.03, 0.3])
+    mine = {s: auc + up for (s, auc), up in zip(base.items(), gain, strict=True)}
     table = {
-        "base": {"subjects": {"a": {"auc": 0.5, "f1": 0.2}, "b": {"auc": 0.6, "f1": None}}},
-        "mine": {"subjects": {"a": {"auc": 0.6, "f1": 0.1}, "b": {"auc": 0.9, "f1": 0.7}}},
+        "base": {"subjects": {s: {"auc": auc, "f1": None} for s, auc in base.items()}},
+        "mine": {"subjects": {s: {"auc": auc, "f1": 0.1} for s, auc in mine.items()}},
     }
+    table["base"]["subjects"]["a"]["f1"] = 0.2
     found = compare_methods(table, reference="base")
-    assert found["mine"]["auc"]["mean"] == pytest.approx(0.2)
+    assert found["mine"]["auc"]["mean"] == pytest.approx(gain.mean())
     assert found["mine"]["f1"]["mean"] == pytest.approx(-0.1)
-    assert (found["mine"]["auc"]["n"], found["mine"]["f1"]["n"]) == (2, 1)
+    assert (found["mine"]["auc"]["n"], found["mine"]["f1"]["n"]) == (8, 1)
     assert found["base"]["auc"]["mean"] == 0.0
-    expected = metrics.paired_difference(
-        {"a": 0.6, "b": 0.9}, {"a": 0.5, "b": 0.6}, rng=numpy_generator(0, "paired", "auc")
-    )
-    assert found["mine"]["auc"] == expected
-    assert expected["ci95"] == pytest.approx([0.1, 0.3])
+    rng = numpy_generator(0, "paired", "auc")  # the same resamples in every run
+    assert found["mine"]["auc"] == metrics.paired_difference(mine, base, rng=rng)
 
 
 def test_a_reference_that_was_not_run_gives_no_comparison():
