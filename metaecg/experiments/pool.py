@@ -1,13 +1,13 @@
 """Run jobs in a few processes of one thread each, with progress, resumption and a clean stop."""
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from queue import Empty
 
 from metaecg.errors import AdaptationError
@@ -15,7 +15,10 @@ from metaecg.errors import AdaptationError
 REPORT_EVERY_S = 0.2
 """Seconds between two messages of a worker: more of them would cost more than they tell."""
 
-_channel = None  # set in worker processes only, by their initializer
+# Set in worker processes only, by their initializer and their signal handler.
+_channel = None
+_is_working = False
+_is_terminated = False
 
 
 class Stopped(Exception):
@@ -54,22 +57,22 @@ def run_all(
         for job in jobs:
             on_done(job, work(job, on_progress))
         return
-    with _manager() as (queue, stop):
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(n_workers, context, _start_worker, (queue, stop))
-        try:
-            futures = {pool.submit(_in_worker, work, job): job for job in jobs}
-            _collect(futures, queue, on_progress, on_done)
-        except BrokenProcessPool as error:
-            raise AdaptationError(
-                "a worker process was killed from outside, most likely for want of memory. Finished "
-                "parts are kept: run the same command again, with --workers 1."
-            ) from error
-        except BaseException:
-            stop.set()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+    context = multiprocessing.get_context("spawn")
+    queue, stop = context.Queue(), context.Event()
+    pool = ProcessPoolExecutor(n_workers, context, _start_worker, (queue, stop))
+    try:
+        futures = {pool.submit(_in_worker, work, job): job for job in jobs}
+        _collect(futures, queue, on_progress, on_done)
+    except BrokenProcessPool as error:
+        raise AdaptationError(
+            "a worker process was killed from outside, most likely for want of memory. Finished "
+            "parts are kept: run the same command again, with --workers 1."
+        ) from error
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def limit_threads() -> None:
@@ -97,19 +100,24 @@ def _drain(queue) -> int:
             return n_units
 
 
-@contextmanager
-def _manager() -> Iterator[tuple]:
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        yield manager.Queue(), manager.Event()
-
-
 def _start_worker(queue, stop) -> None:
     global _channel
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and says so through `stop`
+    # The parent decides when to stop, and says so through `stop`: a terminal and a service manager
+    # send their signals to every process of a group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _terminate)
+    queue.cancel_join_thread()  # progress that nobody reads any more must not hold up the end
     _channel = (queue, stop)
     threading.Thread(target=_warm_up, daemon=True).start()
     limit_threads()
+
+
+def _terminate(number, frame) -> None:
+    """End an idle worker at once, a working one at its next report."""
+    global _is_terminated
+    _is_terminated = True
+    if not _is_working:
+        os._exit(128 + number)
 
 
 def _warm_up() -> None:
@@ -118,18 +126,23 @@ def _warm_up() -> None:
 
 
 def _in_worker(work: Callable, job):
+    global _is_working
     queue, stop = _channel
     unsaid, last = 0, time.monotonic()
 
     def report(n_units: int) -> None:
         nonlocal unsaid, last
         unsaid += n_units
-        if time.monotonic() - last > REPORT_EVERY_S:
+        if _is_terminated or time.monotonic() - last > REPORT_EVERY_S:
             queue.put(unsaid)
             unsaid, last = 0, time.monotonic()
-            if stop.is_set():
+            if _is_terminated or stop.is_set():
                 raise Stopped
 
-    result = work(job, report)
+    _is_working = True
+    try:
+        result = work(job, report)
+    finally:
+        _is_working = False
     queue.put(unsaid)
     return result

@@ -201,8 +201,10 @@ def _jobs(config: VAConfig, methods, splits, who) -> list:
             "no held-out subject is eligible, so there is nothing to evaluate. " + " ".join(reasons)
         )
     final = _final_job(config, kinds, splits)
-    # The long ones first, so that no process waits for another at the end.
-    return sorted(jobs + final, key=lambda job: -job.cost(config))
+    # Seed by seed, so that a run that is stopped has whole seeds; within one the long jobs first,
+    # so that no process waits for another at the end.
+    order = {seed: i for i, seed in enumerate(config.seeds)}
+    return sorted(jobs + final, key=lambda job: (order[job.seed], -job.cost(config)))
 
 
 def _final_job(config: VAConfig, kinds: list[str], splits) -> list:
