@@ -165,8 +165,11 @@ def _read_signal(path: Path, header, channels: list[int]) -> np.ndarray:
 
 def _on_the_frames(header, i: int, row: np.ndarray) -> np.ndarray:
     """Bring a lead to one sample per frame (their mean) and to the same clock as the others."""
-    row = row.reshape(header.sig_len, -1).mean(axis=1)
+    if len(row) != header.sig_len:
+        row = row.reshape(header.sig_len, -1).mean(axis=1)
     skew = (header.skew or [0] * header.n_sig)[i] or 0
+    if not skew:
+        return row
     return np.concatenate([row[skew:], np.full(min(skew, len(row)), np.nan)])
 
 
