@@ -122,6 +122,10 @@ class TrackingConfig(_Section):
     """Name of the MLflow experiment."""
 
 
+NO_FIGURE = {"out", "cache", "workers", "tracking", "data", "keep_jobs"}
+"""Fields that change no figure, but for ``data``, whose content has checksums of its own."""
+
+
 class VAConfig(_Section):
     """Everything that decides a run of va_fewshot."""
 
@@ -156,6 +160,8 @@ class VAConfig(_Section):
     """With --base: also evaluate subjects that the base was trained on (not held out)."""
     workers: Positive = 2
     """Processes, one thread each. The figures don't depend on it."""
+    keep_jobs: bool = False
+    """Keep OUT/jobs: a later run there with more seeds or methods takes up what is finished."""
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     network: NetworkConfig = NetworkConfig()
     pretrain: PretrainConfig = PretrainConfig()

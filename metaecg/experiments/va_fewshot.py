@@ -11,6 +11,7 @@ written to --out, and the run is recorded with MLflow.
 import functools
 import shutil
 import sys
+from contextlib import contextmanager
 
 from metaecg.errors import DataError, LeakageError
 from metaecg.experiments.cli import progress, run_main
@@ -63,9 +64,14 @@ def run(config: VAConfig) -> dict:
     splits = _base_split(config, dataset) if config.base else _splits(config, dataset, who)
     jobs = _jobs(config, methods, splits, who)
     write_provenance(config.out, config, dataset, splits=splits)
-    done = _run_jobs(config, jobs, functools.partial(_load, config), dataset.manifest_sha256)
-    dataset = prepare_for_protocol(dataset, config.protocol)
-    return _finish(config, methods, dataset, who, splits, done)
+    with _tracked(config, dataset) as tracker:
+        load = functools.partial(_load, config)
+        done = _run_jobs(config, jobs, load, dataset.manifest_sha256, tracker)
+        dataset = prepare_for_protocol(dataset, config.protocol)
+        results = _finish(config, methods, dataset, who, splits, done, tracker)
+    if not config.keep_jobs:
+        shutil.rmtree(config.out / "jobs", ignore_errors=True)
+    return results
 
 
 def summary_table(results: dict) -> str:
@@ -222,16 +228,37 @@ def _final_job(config: VAConfig, kinds: list[str], splits) -> list:
     ]
 
 
-def _run_jobs(config: VAConfig, jobs, load, manifest_sha256: str) -> dict:
+@contextmanager
+def _tracked(config: VAConfig, dataset):
+    """Open the MLflow run, and close it with what became of it."""
+    from metaecg.experiments.va_outputs import start_tracking
+
+    with progress("opening the MLflow run"):
+        tracker = start_tracking(config, dataset)
+    try:
+        yield tracker
+    except KeyboardInterrupt:
+        tracker.end("KILLED")
+        raise
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    tracker.end()
+
+
+def _run_jobs(config: VAConfig, jobs, load, manifest_sha256: str, tracker) -> dict:
     """Run what is not finished yet; return every job's result by name."""
     from metaecg.experiments import pool
     from metaecg.experiments.provenance import git_commit
-    from metaecg.experiments.va_jobs import load_result, save_result
+    from metaecg.experiments.va_jobs import job_stamp, load_result, save_result
+    from metaecg.experiments.va_outputs import record_training
 
-    folder, done = config.out / "jobs", {}
-    stamp = f"{config.hash()} {manifest_sha256} {git_commit()}"
+    folder, done, commit = config.out / "jobs", {}, git_commit()
+    stamp = functools.partial(
+        job_stamp, config=config, manifest_sha256=manifest_sha256, commit=commit
+    )
     for job in jobs:
-        result = load_result(folder / job.name, stamp=stamp)
+        result = load_result(folder / job.name, stamp=stamp(job))
         if result is not None:
             done[job.name] = result
     missing = [job for job in jobs if job.name not in done]
@@ -239,8 +266,9 @@ def _run_jobs(config: VAConfig, jobs, load, manifest_sha256: str) -> dict:
     with progress(f"{len(missing)} jobs", max(total, 1)) as bar:
 
         def keep(job, result) -> None:
-            save_result(folder / job.name, result, stamp=stamp)
+            save_result(folder / job.name, result, stamp=stamp(job))
             done[job.name] = result
+            record_training(tracker, job.name, result.history)
             bar.describe(f"{len(done)} of {len(jobs)} jobs done")
 
         work = functools.partial(_work, config, load)
@@ -257,15 +285,15 @@ def _work(config: VAConfig, load, job, report):
 # --- results -----------------------------------------------------------------------------------
 
 
-def _finish(config: VAConfig, methods, dataset, who, splits, done) -> dict:
-    """Assemble the figures, write them, record the run; then drop the intermediate files."""
+def _finish(config: VAConfig, methods, dataset, who, splits, done, tracker) -> dict:
+    """Assemble the figures, write them and record them."""
     from metaecg.evaluate.predictions import save_predictions
     from metaecg.evaluate.report import write_report
     from metaecg.experiments.provenance import write_json
     from metaecg.experiments.va_outputs import (
         assemble,
         first_curriculum,
-        record_run,
+        record_results,
         strips_for_report,
     )
 
@@ -288,9 +316,8 @@ def _finish(config: VAConfig, methods, dataset, who, splits, done) -> dict:
         )
         bar.advance()
         bar.describe("MLflow run")
-        record_run(config, results, done)
+        record_results(tracker, config, results)
         bar.advance()
-    shutil.rmtree(config.out / "jobs", ignore_errors=True)
     return results
 
 

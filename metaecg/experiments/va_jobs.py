@@ -4,13 +4,14 @@ Jobs are independent of each other: a fold, a seed and a kind of base each. They
 processes and their results go to disk at once, so that a stop loses at most the jobs under way.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from metaecg.data.datasets import Dataset
 from metaecg.data.splits import Split
 from metaecg.evaluate.predictions import Prediction, load_predictions, save_predictions
 from metaecg.evaluate.protocol import held_out_task
-from metaecg.experiments.config import VAConfig
+from metaecg.experiments.config import NO_FIGURE, VAConfig
 from metaecg.experiments.va_bases import (
     ADAPT_COST,
     TrainedBase,
@@ -66,6 +67,17 @@ class JobResult:
     history: list[dict[str, float]]
     curriculum: dict | None
     seconds: float
+
+
+def job_stamp(job: Job, config: VAConfig, *, manifest_sha256: str, commit: str | None) -> str:
+    """Return a checksum over everything that decides a job's result.
+
+    That leaves out which other seeds, methods and folds a run has: a finished job can be taken up by
+    a run with more of them.
+    """
+    values = config.model_dump(mode="json", exclude=NO_FIGURE | {"seeds", "methods", "max_folds"})
+    decisive = {"config": values, "job": asdict(job), "data": manifest_sha256, "commit": commit}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def run_job(

@@ -21,6 +21,7 @@ VA_DATABASES = ("mitdb", "vfdb", "cudb")
 OPTIONS = ("data", "databases", "out", "cache", "protocol", "methods", "folds", "split", "seeds")
 OPTIONS += ("n-shots", "base", "workers")
 FLAGS = ("include-seen",)
+RECURRENT = ("gru", "lstm", "bilstm")
 
 
 def make_parser(description: str):
@@ -132,9 +133,40 @@ def _semantic_problems(config: VAConfig) -> list[str]:
         problems.append(f"preprocessing: {error}")
     if len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
         problems.append(f"seeds is {config.seeds}; expected different numbers of 0 or more.")
+    problems += _network_problems(config)
     if config.base and config.split:
         problems.append("split and base exclude each other: a base is not trained again.")
     return problems
+
+
+def _network_problems(config: VAConfig) -> list[str]:
+    """Return which methods the chosen network can't run, before hours are spent on the others."""
+    if config.base:
+        return []
+    name, arguments = config.network.name, config.network.arguments
+    methods = choose_methods(config.methods, table=METHODS) if not _unknown(config) else {}
+    has_batch_norm = name == "resnet1d-18" and arguments.get("norm", "batch") == "batch"
+    has_batch_norm |= name == "metava" or (name == "net1d" and bool(arguments.get("use_bn", False)))
+    problems = []
+    meta = [m for m, method in methods.items() if method.base.startswith("maml")]
+    if meta and (name in RECURRENT or has_batch_norm):
+        why = "a recurrent cell" if name in RECURRENT else "batch norm"
+        problems.append(
+            f"network.name is {name!r}, whose {why} can't be meta-learned by the engine "
+            f"{config.meta.engine!r}; expected compact-cnn, net1d, or resnet1d-18 with "
+            f"network.arguments={{norm: group}} for {', '.join(meta[:2])}."
+        )
+    lora = [m for m, method in methods.items() if method.adapt == "lora"]
+    if lora and name in RECURRENT:
+        problems.append(
+            f"network.name is {name!r}, in which LoRA finds no layer to adapt; leave out "
+            f"{', '.join(lora[:2])}... with --methods, or choose another network."
+        )
+    return problems
+
+
+def _unknown(config: VAConfig) -> bool:
+    return bool(_method_problems({"methods": config.methods}))
 
 
 def as_yaml(config: VAConfig) -> str:

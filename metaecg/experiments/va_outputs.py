@@ -86,8 +86,8 @@ def strips_for_report(
     ]
 
 
-def record_run(config: VAConfig, results: dict, done) -> None:
-    """Record configuration, training courses, figures and files as an MLflow run."""
+def start_tracking(config: VAConfig, dataset: Dataset):
+    """Open the MLflow run and record what decides it."""
     settings = config.tracking
     tracker = make_tracker(
         enabled=settings.enabled,
@@ -98,18 +98,29 @@ def record_run(config: VAConfig, results: dict, done) -> None:
     )
     tracker.params(config.model_dump(mode="json"))
     tracker.tags(
-        {name: results[name] for name in ("protocol", "data", "config_hash", "git_commit")}
-        | {"data_manifest_sha256": results["data_manifest_sha256"], "seeds": results["seeds"]}
+        {
+            "protocol": config.protocol,
+            "data": "demo data" if "demo" in dataset.databases else "recordings",
+            "config_hash": config.hash(),
+            "git_commit": git_commit(),
+            "data_manifest_sha256": dataset.manifest_sha256,
+            "seeds": config.seeds,
+        }
     )
-    for name, (_, result) in done.items():
-        if result.history:
-            tracker.history(
-                name.replace("+", "."), result.history[:: max(1, len(result.history) // 200)]
-            )
+    return tracker
+
+
+def record_training(tracker, name: str, history: list[dict[str, float]]) -> None:
+    """Record the course of one base's training, at most about 200 points of it."""
+    if history:  # MLflow's names may not hold a plus sign
+        tracker.history(name.replace("+", "."), history[:: max(1, len(history) // 200)])
+
+
+def record_results(tracker, config: VAConfig, results: dict) -> None:
+    """Record the figures and the files of a finished run."""
     tracker.metrics(_flat_figures(results))
     files = ("results.json", "report.html", "config.yaml", "run.json", "predictions.npz", "model")
     tracker.artifacts(config.out / name for name in files)
-    tracker.end()
 
 
 def _flat_figures(results: dict) -> dict[str, float | None]:

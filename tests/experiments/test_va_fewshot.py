@@ -294,3 +294,36 @@ def test_the_quick_run_on_real_recordings_finishes(real_data, tmp_path):
     assert results["databases"] == ["mitdb", "vfdb", "cudb"]
     aucs = [s["auc"] for s in results["methods"]["zero-shot"]["subjects"].values()]
     assert np.mean(aucs) > 0.8
+
+
+def test_a_network_that_cannot_be_meta_learned_is_refused_before_anything_is_trained(
+    tmp_path, capsys
+):
+    assert run(tmp_path, "network.name=gru", "--methods", "maml,pretrain") == 2
+    text = capsys.readouterr().err
+    assert "recurrent cell can't be meta-learned" in text
+    assert "LoRA finds no layer" in text
+    assert run(tmp_path, "network.name=resnet1d-18", "--methods", "maml+full") == 2
+    assert "batch norm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("gru", {}), ("lstm", {}), ("bilstm", {}), ("metava", {}), ("resnet1d-18", {}), ("net1d", {})]
+    + [("compact-cnn", {}), ("resnet1d-18", {"norm": "group"}), ("net1d", {"use_bn": True})],
+)
+def test_the_configuration_refuses_just_the_networks_that_the_engine_refuses(name, arguments):
+    from metaecg.errors import AdaptationError
+    from metaecg.experiments.config import build_config
+    from metaecg.experiments.va_options import _network_problems
+    from metaecg.meta.engine import FuncEngine
+    from metaecg.models.registry import build_network
+
+    values = {"network": {"name": name, "arguments": arguments}, "methods": ["maml+full"]}
+    network = build_network(name, n_leads=1, n_samples=400, fs_hz=200.0, n_classes=2, **arguments)
+    try:
+        FuncEngine(network, inner_lr=0.1, inner_steps=1)
+        refused = False
+    except AdaptationError:
+        refused = True
+    assert bool(_network_problems(build_config(values))) == refused
