@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,10 +15,12 @@ from metaecg.data.databases import DATABASES, get_database
 from metaecg.data.preprocessing import MARGIN_S, Preprocessing
 from metaecg.data.records import read_record, record_files
 from metaecg.data.windows import RecordInfo, WindowSet, cut_windows, join
-from metaecg.errors import DataError
+from metaecg.errors import CacheError, DataError
 
-PREPARATION_VERSION = 2
+PREPARATION_VERSION = 3
 """Part of every cache key; raise it when the same files and settings would give other windows."""
+
+_TABLE = ("labels", "is_mixed", "start_s", "time_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +125,17 @@ def prepare(
         found = cache.load(Path(cache_root), key, read=_read_dataset)
         if found is not None:
             return found
-    dataset = _build(paths, checksums, preprocessing, dense_va, n_workers, on_record)
+    parts = _prepared(paths, checksums, preprocessing, dense_va, n_workers, on_record)
     if cache_root is None:
-        return dataset
-    cache.store(Path(cache_root), key, write=lambda folder: _write_dataset(folder, dataset))
-    return cache.load(Path(cache_root), key, read=_read_dataset) or dataset
+        return _joined(parts)
+    cache.store(Path(cache_root), key, write=lambda folder: _write_dataset(folder, parts))
+    found = cache.load(Path(cache_root), key, read=_read_dataset)
+    if found is None:
+        raise CacheError(
+            f"the windows just written to the cache {cache_root} can't be read back. Choose another "
+            "folder with --cache DIR."
+        )
+    return found
 
 
 def find_records(root: str | Path, databases: Sequence[str]) -> list[Path]:
@@ -172,53 +180,57 @@ def _key(paths, checksums: dict[Path, str], preprocessing: Preprocessing, dense_
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _build(paths, checksums, preprocessing, dense_va, n_workers, on_record) -> Dataset:
+def _prepared(
+    paths, checksums, preprocessing, dense_va, n_workers, on_record
+) -> Iterator[tuple[WindowSet, RecordInfo]]:
+    """Yield each record's windows in order, while threads prepare the next ones."""
+    ends: dict[str, float] = {}
+
     def prepare_one(path: Path) -> tuple[WindowSet, RecordInfo]:
-        windows, info = cut_windows(read_record(path), preprocessing, dense_va=dense_va)
+        try:
+            windows, info = cut_windows(read_record(path), preprocessing, dense_va=dense_va)
+        except OSError as error:
+            raise DataError(f"record {path.name!r} can't be read: {error}.") from error
         return windows, replace(info, checksums={f.name: checksums[f] for f in _files(path)})
 
-    parts = []
     pool = ThreadPoolExecutor(max_workers=n_workers)
     try:
-        for part in pool.map(prepare_one, paths):
-            parts.append(part)
+        for n_done, (windows, info) in enumerate(pool.map(prepare_one, paths), 1):
+            # A subject's second recording starts where the first one ended.
+            offset = ends.get(info.subject_id, 0.0)
+            ends[info.subject_id] = offset + info.duration_s
+            yield replace(windows, time_s=windows.start_s + offset), info
             if on_record:
-                on_record(len(parts), len(paths))
+                on_record(n_done, len(paths))
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C the rest isn't read
-    infos = tuple(info for _, info in parts)
-    return Dataset(windows=join(_lay_end_to_end(parts)), records=infos)
 
 
-def _lay_end_to_end(parts: list[tuple[WindowSet, RecordInfo]]) -> list[WindowSet]:
-    """Give the second recording of a subject times after the first one's end."""
-    ends: dict[str, float] = {}
-    moved = []
-    for windows, info in parts:
-        offset = ends.get(info.subject_id, 0.0)
-        moved.append(replace(windows, time_s=windows.start_s + offset))
-        ends[info.subject_id] = offset + info.duration_s
-    return moved
+def _joined(parts: Iterable[tuple[WindowSet, RecordInfo]]) -> Dataset:
+    windows, infos = zip(*parts, strict=True)
+    return Dataset(windows=join(windows), records=infos)
 
 
-def _write_dataset(folder: Path, dataset: Dataset) -> None:
-    windows = dataset.windows
-    records = [record.record_id for record in dataset.records]
-    place = {record_id: i for i, record_id in enumerate(records)}
-    np.save(folder / "windows.npy", windows.windows)
-    np.savez(
-        folder / "table.npz",
-        labels=windows.labels.astype(np.int8),
-        is_mixed=windows.is_mixed,
-        record=np.array([place[r] for r in windows.record_ids.tolist()], dtype=np.int32),
-        start_s=windows.start_s,
-        time_s=windows.time_s,
-    )
+def _write_dataset(folder: Path, parts: Iterable[tuple[WindowSet, RecordInfo]]) -> None:
+    """Write the windows record by record as they come, then what belongs to them."""
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in _TABLE}
+    n_windows: list[int] = []
+    infos: list[RecordInfo] = []
+    with open(folder / "windows.f32", "wb") as file:
+        for windows, info in parts:
+            file.write(np.ascontiguousarray(windows.windows, dtype="<f4").data)
+            for name in _TABLE:
+                columns[name].append(getattr(windows, name))
+            n_windows.append(len(windows))
+            infos.append(info)
+    table = {name: np.concatenate(found) for name, found in columns.items()}
+    np.savez(folder / "table.npz", n_windows=np.array(n_windows), **table)
     facts = {
         "fs_hz": windows.fs_hz,
         "window_s": windows.window_s,
+        "shape": windows.windows.shape[1:],
         "classes": windows.classes,
-        "records": [record.to_dict() for record in dataset.records],
+        "records": [info.to_dict() for info in infos],
     }
     (folder / "dataset.json").write_text(json.dumps(facts))
 
@@ -226,12 +238,13 @@ def _write_dataset(folder: Path, dataset: Dataset) -> None:
 def _read_dataset(folder: Path) -> Dataset:
     facts = json.loads((folder / "dataset.json").read_text())
     records = tuple(RecordInfo.from_dict(values) for values in facts["records"])
-    with open(folder / "table.npz", "rb") as file, np.load(file, allow_pickle=False) as table:
+    path = folder / "table.npz"
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as table:
         columns = {name: table[name] for name in table.files}
-    record = columns.pop("record")
+    record = np.repeat(np.arange(len(records)), columns.pop("n_windows"))
+    shape = (len(record), *facts["shape"])
     windows = WindowSet(
-        windows=np.load(folder / "windows.npy", mmap_mode="r", allow_pickle=False),
-        labels=columns.pop("labels").astype(np.int64),
+        windows=_mapped(folder / "windows.f32", shape),
         subject_ids=np.array([r.subject_id for r in records])[record],
         record_ids=np.array([r.record_id for r in records])[record],
         classes=tuple(facts["classes"]),
@@ -239,6 +252,16 @@ def _read_dataset(folder: Path) -> Dataset:
         window_s=facts["window_s"],
         **columns,
     )
-    if {len(column) for column in columns.values()} != {len(windows.windows)}:
+    if {len(column) for column in columns.values()} != {len(record)}:
         raise ValueError(f"{folder}: windows and table don't line up.")
     return Dataset(windows=windows, records=records)
+
+
+def _mapped(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Map a file of float32 values; one of another size than `shape` needs is a ValueError."""
+    n_bytes = 4 * int(np.prod(shape))
+    if file.stat().st_size != n_bytes:
+        raise ValueError(f"{file} has {file.stat().st_size} bytes, {n_bytes} were expected.")
+    if not n_bytes:  # an empty file can't be mapped
+        return np.zeros(shape, dtype=np.float32)
+    return np.memmap(file, dtype="<f4", mode="r", shape=shape)

@@ -20,7 +20,9 @@ MARGIN_S = 1.25
 kernel, and room for the low-pass and the polyphase kernels (checked in `_kernels`)."""
 
 LOWPASS_HALF_S = 0.15
-RESAMPLE_HALF_TAPS = 10  # per step of the slower rate: scipy.signal.resample_poly's own default
+KAISER_BETA = 5.0  # side lobes at -53 dB
+MAX_RESAMPLE_HALF = 10
+"""Half length of the resampling kernel in samples of the slower rate, at most."""
 MIN_STD_MV = 0.02
 """A window with less spread than this (a flat line with amplifier noise, not a rhythm) is scaled
 by this value instead of its own spread, so that noise isn't blown up to the size of an ECG."""
@@ -110,16 +112,13 @@ class Preprocessing:
 class _Kernels:
     up: int
     down: int
+    resample: np.ndarray  # as scipy.signal.resample_poly takes it
     taps: np.ndarray  # band-pass at the output rate, odd length, symmetric
-
-    @property
-    def half(self) -> int:
-        return len(self.taps) // 2
 
 
 @lru_cache(maxsize=64)
 def _kernels(fs_in_hz: float, preprocessing: Preprocessing) -> _Kernels:
-    """Return the resampling ratio and the band-pass taps, and prove that they fit the margin."""
+    """Return the resampling and the band-pass kernels, and prove that they fit the margin."""
     fs_hz = preprocessing.fs_hz
     ratio = Fraction(fs_hz / fs_in_hz).limit_denominator(1000)
     if abs(float(ratio) * fs_in_hz - fs_hz) > 1e-6 * fs_hz:
@@ -127,24 +126,53 @@ def _kernels(fs_in_hz: float, preprocessing: Preprocessing) -> _Kernels:
             f"{fs_in_hz} Hz can't be resampled to {fs_hz} Hz by a ratio of whole numbers up to "
             "1000. Choose another fs_hz."
         )
+    half = _resample_half(min(fs_in_hz, fs_hz), preprocessing.highcut_hz)
+    taps = _band_pass(preprocessing)
+    needed = (len(taps) // 2) / fs_hz + half / min(fs_in_hz, fs_hz)
+    if needed > MARGIN_S:
+        raise DataError(
+            f"filtering {fs_in_hz} Hz to {fs_hz} Hz needs a margin of {needed:.3f} s; at most "
+            f"{MARGIN_S} s are kept around a window. Choose a higher fs_hz."
+        )
+    up, down = ratio.numerator, ratio.denominator
+    # Single precision is enough for signals of a few millivolts and halves the time.
+    return _Kernels(up, down, _resampler(up, down, half), taps.astype(np.float32))
+
+
+def _resample_half(slower_hz: float, highcut_hz: float) -> int:
+    """Return the half length, in samples of the slower rate, that keeps the pass band clean.
+
+    What lies above ``slower_hz - highcut_hz`` would fold into the pass band; below `highcut_hz`
+    nothing may be lost. Kaiser's rule gives the length for a transition between the two.
+    """
+    width_hz = max(slower_hz - 2 * highcut_hz, 1e-9)
+    attenuation_db = KAISER_BETA / 0.1102 + 8.7
+    length = (attenuation_db - 7.95) / 14.36 * slower_hz / width_hz
+    return min(int(np.ceil(length / 2)), MAX_RESAMPLE_HALF)
+
+
+def _resampler(up: int, down: int, half: int) -> np.ndarray:
+    """Return the polyphase kernel; every phase passes a constant unchanged."""
+    if up == down:
+        return np.ones(1)
+    most = max(up, down)
+    kernel = signal.firwin(2 * half * most + 1, 1 / most, window=("kaiser", KAISER_BETA))
+    for phase in range(up):
+        kernel[phase::up] /= kernel[phase::up].sum() * up
+    return kernel
+
+
+def _band_pass(preprocessing: Preprocessing) -> np.ndarray:
     # A Hann average whose length is 1/lowcut has half its gain there; what is left after
-    # subtracting it is a high-pass with exactly zero gain at 0 Hz. (Where the rate changes, the
-    # phases of the resampler differ by up to 8e-5 of a constant offset.)
+    # subtracting it is a high-pass with zero gain at 0 Hz.
+    fs_hz = preprocessing.fs_hz
     half = round(fs_hz / preprocessing.lowcut_hz / 2)
     average = signal.windows.hann(2 * half + 1)
     high = -average / average.sum()
     high[half] += 1.0
     low_half = round(LOWPASS_HALF_S * fs_hz)
     low = signal.firwin(2 * low_half + 1, preprocessing.highcut_hz, fs=fs_hz)
-    taps = np.convolve(high, low)
-    resample_half_s = RESAMPLE_HALF_TAPS * max(1 / fs_hz, 1 / fs_in_hz)
-    needed = (len(taps) // 2) / fs_hz + resample_half_s
-    if needed > MARGIN_S:
-        raise DataError(
-            f"filtering {fs_in_hz} Hz to {fs_hz} Hz needs a margin of {needed:.3f} s; at most "
-            f"{MARGIN_S} s are kept around a window. Choose a higher fs_hz."
-        )
-    return _Kernels(ratio.numerator, ratio.denominator, taps)
+    return np.convolve(high, low)
 
 
 def filter_segment(
@@ -180,7 +208,9 @@ def filter_segment(
     margin = int(np.ceil(MARGIN_S * fs_hz)) + 1
     left = margin + (start - margin) % down  # the padded segment starts on the output grid
     padded = np.pad(segment_mv, ((0, 0), (left, margin)), mode="edge")
-    resampled = signal.resample_poly(padded, up, down, axis=1) if up != down else padded
+    resampled = padded
+    if up != down:
+        resampled = signal.resample_poly(padded, up, down, axis=1, window=kernels.resample)
     filtered = signal.oaconvolve(resampled, kernels.taps[None], mode="same", axes=1)
     grid_start = (start - left) // down * up
     first = -(-start * up // down)  # ceil
@@ -191,5 +221,7 @@ def filter_segment(
 def measured_segments(signal_mv: np.ndarray) -> list[tuple[int, int]]:
     """Return the half-open sample ranges in which every lead holds finite samples."""
     finite = np.isfinite(signal_mv).all(axis=0)
+    if finite.all():
+        return [(0, len(finite))] if len(finite) else []
     edges = np.flatnonzero(np.diff(np.concatenate([[False], finite, [False]]).astype(np.int8)))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from metaecg.checks import check_windows, did_you_mean
+from metaecg.checks import did_you_mean
 from metaecg.data.labels import VA_CLASSES, covered_fraction, va_intervals
 from metaecg.data.preprocessing import Preprocessing, filter_segment, measured_segments
 from metaecg.data.records import Record
@@ -137,7 +137,7 @@ def cut_windows(
     is_noise = covered_fraction(intervals.excluded, starts, window_s=window_s) > 1e-9
     kept = is_measured & ~is_noise
     found = WindowSet(
-        windows=windows[kept[is_measured]],
+        windows=windows if kept[is_measured].all() else windows[kept[is_measured]],
         labels=(va[kept] >= 0.5 - 1e-9).astype(np.int64),
         is_mixed=(va[kept] > 1e-9) & (va[kept] < 1 - 1e-9),
         subject_ids=np.full(kept.sum(), record.subject_id),
@@ -251,7 +251,7 @@ def _cut(
         views = np.lib.stride_tricks.sliding_window_view(filtered, n_samples, axis=1)
         found[inside] = views[:, first[inside] - grid].swapaxes(0, 1)  # (n, n_leads, n_samples)
         is_measured[inside] = True
-    return check_windows(found[is_measured]), is_measured
+    return found if is_measured.all() else found[is_measured], is_measured
 
 
 def _check_marks(record: Record, marks, preprocessing: Preprocessing, classes) -> None:

@@ -40,7 +40,7 @@ def gain_db(frequency_hz, fs_hz, *, preprocessing=P):
 
 def test_the_taps_of_the_band_pass_sum_to_zero_exactly_enough():
     for fs_hz in RATES:
-        assert abs(module._kernels(fs_hz, P).taps.sum()) < 1e-14
+        assert abs(module._kernels(fs_hz, P).taps.sum()) < 1e-6  # single precision
 
 
 @pytest.mark.parametrize("fs_hz", RATES)

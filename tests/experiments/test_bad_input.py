@@ -97,7 +97,7 @@ def test_a_full_disk_while_caching_says_where_and_what_to_do(tmp_path, data, cap
     def full(*arguments, **keywords):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(np, "savez", full)
     assert run(tmp_path, data) == 3
     text = capsys.readouterr().err
     assert "No space left on device" in text
