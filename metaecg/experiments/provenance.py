@@ -44,15 +44,22 @@ def git_commit() -> str | None:
 
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file so that it is never read half."""
+    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place, bring it to the disk, and move it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", delete=False
-    ) as out:
-        json.dump(content, out, indent=1, sort_keys=False, default=str)
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(out.name, path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with open(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(name, 0o644)  # mkstemp's files are readable by their owner alone
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def write_provenance(out: Path, config: VAConfig, dataset: Dataset, *, splits) -> None:
@@ -61,7 +68,7 @@ def write_provenance(out: Path, config: VAConfig, dataset: Dataset, *, splits) -
 
     out.mkdir(parents=True, exist_ok=True)
     values = config.model_dump(mode="json")
-    (out / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    write_text(out / "config.yaml", yaml.safe_dump(values, sort_keys=False))
     write_json(
         out / "run.json",
         {
