@@ -41,6 +41,10 @@ class Database:
     version: str = "1.0.0"
     licence: str = ODC_BY
     annotation_extension: str = "atr"
+    vocabularies: tuple[str, ...] = ()
+    """Which labels of `metaecg.data.labels` its annotations can give: ``va`` needs marks of
+    ventricular rhythm, ``aami`` needs beats by kind. Without ``va`` a window that nobody marked
+    can't be told from one without arrhythmia."""
     lead_exceptions: Mapping[str, str] = field(default_factory=dict)
     """Records without the preferred lead, and the lead `choose_lead` takes instead."""
     same_person: Mapping[str, str] = field(default_factory=dict)
@@ -66,6 +70,7 @@ _ALL = (
         title="MIT-BIH Arrhythmia Database",
         n_records=48,
         fs_hz=360.0,
+        vocabularies=("va", "aami"),
         leads=("MLII", "V5"),
         lead_exceptions={"102": "V5", "104": "V5"},
         same_person={"202": "201"},
@@ -79,6 +84,7 @@ _ALL = (
         title="MIT-BIH Malignant Ventricular Ectopy Database",
         n_records=22,
         fs_hz=250.0,
+        vocabularies=("va",),
         leads=("ECG",),
         citation="Greenwald SD. Development and analysis of a ventricular fibrillation detector. "
         "M.S. thesis, MIT Dept. of Electrical Engineering and Computer Science, 1986.",
@@ -90,6 +96,7 @@ _ALL = (
         title="Creighton University Ventricular Tachyarrhythmia Database",
         n_records=35,
         fs_hz=250.0,
+        vocabularies=("va",),
         leads=("ECG",),
         citation="Nolle FM, Badura FK, Catlett JM, Bowser RW, Sketch MH. CREI-GARD, a new concept "
         "in computerized arrhythmia monitoring systems. Computers in Cardiology 13:515-518, 1986.",
@@ -100,6 +107,7 @@ _ALL = (
         title="MIT-BIH Supraventricular Arrhythmia Database",
         n_records=78,
         fs_hz=128.0,
+        vocabularies=("aami",),
         leads=("ECG1",),
         citation="Greenwald SD. Improved detection and classification of arrhythmias in "
         "noise-corrupted electrocardiograms using contextual information. Ph.D. thesis, "
@@ -112,6 +120,7 @@ _ALL = (
         title="St Petersburg INCART 12-lead Arrhythmia Database",
         n_records=75,
         fs_hz=257.0,
+        vocabularies=("aami",),
         leads=("II",),
         patient_comment=True,
         notes="75 half hours out of the Holter recordings of 32 people.",
@@ -121,6 +130,7 @@ _ALL = (
         title="MIT-BIH Normal Sinus Rhythm Database",
         n_records=18,
         fs_hz=128.0,
+        vocabularies=("aami",),
         leads=("ECG1",),
         notes="About a day each. The headers give the gain 0, WFDB's mark for not calibrated.",
     ),
@@ -139,6 +149,7 @@ _ALL = (
         title="Long Term AF Database",
         n_records=84,
         fs_hz=128.0,
+        vocabularies=("aami",),
         leads=("ECG",),
         citation="Petrutiu S, Sahakian AV, Swiryn S. Abrupt changes in fibrillatory wave "
         "characteristics at the termination of paroxysmal atrial fibrillation in humans. Europace "

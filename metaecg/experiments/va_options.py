@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from metaecg.data.databases import DATABASES
 from metaecg.errors import ConfigError
 from metaecg.experiments.cli import argument_parser
 from metaecg.experiments.config import (
@@ -17,7 +18,7 @@ from metaecg.experiments.config import (
 from metaecg.experiments.va_methods import BASE_ONLY_METHODS, METHODS, choose_methods
 
 PROGRAM = "python -m metaecg.experiments.va_fewshot"
-VA_DATABASES = ("mitdb", "vfdb", "cudb")
+VA_DATABASES = tuple(slug for slug, known in DATABASES.items() if "va" in known.vocabularies)
 OPTIONS = ("data", "databases", "out", "cache", "protocol", "methods", "folds", "split", "seeds")
 OPTIONS += ("n-shots", "base", "workers")
 FLAGS = ("include-seen",)
@@ -133,6 +134,12 @@ def _semantic_problems(config: VAConfig) -> list[str]:
         problems.append(f"preprocessing: {error}")
     if len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
         problems.append(f"seeds is {config.seeds}; expected different numbers of 0 or more.")
+    for slug in config.databases or ():
+        if slug in DATABASES and slug not in VA_DATABASES:
+            problems.append(
+                f"databases has {slug!r}, whose annotations mark no ventricular rhythm: its windows "
+                f"would all count as 'other'; expected {', '.join(VA_DATABASES)} or a folder of yours."
+            )
     problems += _network_problems(config)
     if config.base and config.split:
         problems.append("split and base exclude each other: a base is not trained again.")

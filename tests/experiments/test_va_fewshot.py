@@ -277,6 +277,11 @@ def test_a_folder_without_databases_exits_with_2_and_an_unknown_database_with_3(
     assert "mitdb" in capsys.readouterr().err
 
 
+def test_a_database_without_marks_of_va_is_refused(tmp_path, capsys):
+    assert run(tmp_path, "--databases", "mitdb,nsrdb") == 2
+    assert "'nsrdb', whose annotations mark no ventricular rhythm" in capsys.readouterr().err
+
+
 def test_help_documents_every_field_without_importing_torch():
     command = [sys.executable, "-X", "importtime", "-m", "metaecg.experiments.va_fewshot", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
