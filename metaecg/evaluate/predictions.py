@@ -1,6 +1,7 @@
 """A method's output on the test part of one subject, and its way to disk."""
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,10 @@ class Prediction:
 
 
 def save_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write predictions as one compressed ``.npz`` (arrays and JSON text, nothing pickled)."""
+    """Write predictions as one compressed ``.npz`` (arrays and JSON text, nothing pickled).
+
+    The file appears whole or not at all.
+    """
     predictions = list(predictions)
     facts = [
         {k: v for k, v in p.__dict__.items() if k not in _COLUMNS} | {"n": len(p.labels)}
@@ -71,13 +75,20 @@ def save_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
         for name in _COLUMNS
     }
     columns["record_ids"] = columns["record_ids"].astype(str)  # never objects: those are pickled
-    with open(path, "wb") as file:
-        np.savez_compressed(file, facts=np.array(json.dumps(facts)), **columns)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb") as file:
+            np.savez_compressed(file, facts=np.array(json.dumps(facts)), **columns)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def load_predictions(path: Path) -> list[Prediction]:
     """Read what `save_predictions` wrote."""
-    with np.load(path, allow_pickle=False) as stored:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
         columns = {name: stored[name] for name in _COLUMNS}
         facts = json.loads(str(stored["facts"]))
     found, start = [], 0

@@ -47,7 +47,7 @@ class NetworkConfig(_Section):
 class PretrainConfig(_Section):
     """Supervised pre-training."""
 
-    batch_size: Positive = 64
+    batch_size: Annotated[int, Field(ge=2)] = 64
     """Windows in a batch, half of each class."""
     lr: PositiveFloat = 3e-3
     """Highest learning rate of the one-cycle schedule."""
@@ -135,7 +135,7 @@ class VAConfig(_Section):
     """Databases, comma-separated; default: those with VA labels under --data, else generated patients
     (demo)."""
     out: Path = Path("runs/va")
-    """Folder for results.json, report.html, model/ and the rest."""
+    """Folder for results.json, report.html, model/ and the rest; with --base runs/va_base by default."""
     cache: Path | None = None
     """Folder for prepared windows; default the user cache folder."""
     protocol: Literal["deploy", "as_published"] = "deploy"

@@ -1,8 +1,10 @@
 """What a run was made of: versions, commit, data, configuration; written before training starts."""
 
+import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from datetime import UTC, datetime
@@ -28,7 +30,10 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout that metaecg runs from, with ``+changes`` if it has any."""
+    """Return the commit of the checkout that metaecg runs from, or None outside of one.
+
+    Uncommitted changes add ``+changes-`` and a checksum of them.
+    """
     folder = Path(metaecg.__file__).parent
     try:
         git = ["git", "-C", str(folder)]
@@ -36,10 +41,11 @@ def git_commit() -> str | None:
         if not (Path(top) / "setup.cfg").exists():  # installed inside somebody else's repository
             return None
         commit = _output([*git, "rev-parse", "HEAD"])
-        changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+        changed = _output([*git, "diff", "HEAD"])
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+changes" if changed else "")
+    digest = hashlib.sha256(changed.encode()).hexdigest()[:8]
+    return f"{commit}+changes-{digest}" if changed else commit
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -62,11 +68,23 @@ def write_text(path: Path, text: str) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def write_provenance(out: Path, config: VAConfig, dataset: Dataset, *, splits) -> None:
-    """Write ``config.yaml`` (can be given to ``--config``) and ``run.json`` into `out`."""
+RESULT_FILES = ("results.json", "report.html", "predictions.npz")
+
+
+def write_provenance(
+    out: Path, config: VAConfig, dataset: Dataset, *, splits, commit: str | None, base: str | None
+) -> None:
+    """Write ``config.yaml`` (can be given to ``--config``) and ``run.json`` into `out`.
+
+    Results of an earlier run in `out` are removed: they would stand beside a configuration that
+    isn't theirs. `base` is the fingerprint of the base that was given, if any.
+    """
     import yaml
 
     out.mkdir(parents=True, exist_ok=True)
+    for name in RESULT_FILES:
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "model", ignore_errors=True)
     values = config.model_dump(mode="json")
     write_text(out / "config.yaml", yaml.safe_dump(values, sort_keys=False))
     write_json(
@@ -74,7 +92,8 @@ def write_provenance(out: Path, config: VAConfig, dataset: Dataset, *, splits) -
         {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
-            "git_commit": git_commit(),
+            "git_commit": commit,
+            "base_fingerprint": base,
             "config_hash": config.hash(),
             "data_manifest_sha256": dataset.manifest_sha256,
             "data_sha256": {

@@ -53,7 +53,7 @@ class NoTracker:
 
     def tags(self, values: Mapping[str, object]) -> None: ...
 
-    def history(self, name: str, steps: Iterable[Mapping[str, float]]) -> None: ...
+    def history(self, name: str, steps: Iterable[tuple[int, Mapping[str, float]]]) -> None: ...
 
     def metrics(self, values: Mapping[str, float | None]) -> None: ...
 
@@ -94,8 +94,8 @@ class MLflowTracker:
         tags = [RunTag(name, str(value)) for name, value in values.items()]
         self._try(self._client.log_batch, tags=tags)
 
-    def history(self, name: str, steps: Iterable[Mapping[str, float]]) -> None:
-        """Record the course of a training as stepwise metrics ``name/...``."""
+    def history(self, name: str, steps: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Record the course of a training, ``(step, values)``, as stepwise metrics ``name/...``."""
         from time import time
 
         from mlflow.entities import Metric
@@ -103,7 +103,7 @@ class MLflowTracker:
         now = int(time() * 1000)
         found = [
             Metric(f"{name}/{key}", float(value), now, step)
-            for step, values in enumerate(steps)
+            for step, values in steps
             for key, value in values.items()
         ]
         for start in range(0, len(found), METRICS_PER_BATCH):
@@ -130,6 +130,7 @@ class MLflowTracker:
 
     def end(self, status: str = "FINISHED") -> None:
         """Close the run: ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        self._failed = False  # one more try: a run must not stay open for want of one answer
         self._try(self._client.set_terminated, status=status)
 
     def _experiment(self, name: str, uri: str, out: Path) -> str:

@@ -16,6 +16,7 @@ from metaecg.seeding import derive_seed, numpy_generator, torch_generator
 
 OnStep = Callable[[int, dict[str, float]], None]
 
+METAVA_ITERATIONS = 300
 META_COST, METAVA_COST, ADAPT_COST = 70, 450, 30
 """About how many supervised steps one meta-iteration, one of MetaVA's and one personalization
 take: for the progress bar and the order of jobs alone."""
@@ -116,9 +117,18 @@ def _n_meta(config: VAConfig) -> int:
     return max(5, round(share / (meta.meta_batch_size * per_task)))
 
 
+def base_note(kind: str, config: VAConfig) -> str:
+    """Return what the description of a base must add under this configuration."""
+    n_iterations = _n_metava(config)
+    if kind == "metava-released" and n_iterations < METAVA_ITERATIONS:
+        return f" (cut to {n_iterations} of {METAVA_ITERATIONS} iterations by the budget)"
+    return ""
+
+
 def _n_metava(config: VAConfig) -> int:
-    """300 as released; a smaller budget shortens it in proportion."""
-    return max(10, min(300, round(300 * config.budget_windows / 240_000)))
+    """300 as released; a budget below the default shortens it in proportion."""
+    share = config.budget_windows / VAConfig.model_fields["budget_windows"].default
+    return max(10, min(METAVA_ITERATIONS, round(METAVA_ITERATIONS * share)))
 
 
 def _architecture(kind: str, config: VAConfig) -> tuple[str, dict]:
@@ -174,13 +184,13 @@ def _shuffled(kind, config, windows, fold, seed, on_step):
 
 
 def shuffle_labels(windows: WindowSet, seed: int, name: str) -> WindowSet:
-    """Return the windows with the labels permuted within each subject."""
+    """Return the windows with the labels permuted among all of them.
+
+    Permuting within each subject would not do: subjects differ in how much VA they have, and a
+    network that learns which subject a window looks like would rank VA above chance.
+    """
     rng = numpy_generator(seed, name, "shuffled labels")
-    labels = windows.labels.copy()
-    for subject_id in dict.fromkeys(windows.subject_ids.tolist()):
-        mine = np.flatnonzero(windows.subject_ids == subject_id)
-        labels[mine] = rng.permutation(labels[mine])
-    return replace(windows, labels=labels)
+    return replace(windows, labels=rng.permutation(windows.labels))
 
 
 def _meta_learned(kind, config, windows, fold, seed, on_step):
@@ -191,7 +201,11 @@ def _meta_learned(kind, config, windows, fold, seed, on_step):
     network, _ = _pretrained(kind, config, windows, fold, seed, on_step, config.meta.warm_start)
     meta = config.meta
     sampler = TaskSampler(
-        windows, n_shots=config.n_shots, n_query=meta.n_query, chronological=meta.chronological
+        windows,
+        n_shots=config.n_shots,
+        n_query=meta.n_query,
+        chronological=meta.chronological,
+        overlap_allowed=config.protocol == "as_published",
     )
     _check_enough_tasks(sampler, fold)
     engine = FuncEngine(

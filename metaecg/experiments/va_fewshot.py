@@ -13,7 +13,7 @@ import shutil
 import sys
 from contextlib import contextmanager
 
-from metaecg.errors import DataError, LeakageError
+from metaecg.errors import ConfigError, DataError
 from metaecg.experiments.cli import progress, run_main
 from metaecg.experiments.config import VAConfig
 from metaecg.experiments.va_methods import (
@@ -44,7 +44,8 @@ def _main(arguments) -> None:
         return
     results = run(config)
     print(summary_table(results))
-    print(f"\nwritten to {config.out}: results.json, report.html, model/, predictions.npz")
+    files = ["results.json", "report.html", "predictions.npz", *([] if config.base else ["model/"])]
+    print(f"\nwritten to {config.out}: {', '.join(files)}")
 
 
 def run(config: VAConfig) -> dict:
@@ -56,19 +57,27 @@ def run(config: VAConfig) -> dict:
         What is wrong, before anything is trained.
     """
     from metaecg.evaluate.protocol import eligibility, prepare_for_protocol
-    from metaecg.experiments.provenance import write_provenance
+    from metaecg.experiments.provenance import git_commit, versions, write_provenance
+    from metaecg.experiments.va_outputs import assemble, record_results
+    from metaecg.experiments.va_splits import splits_of
 
+    _check_network(config)
     methods = choose_methods(config.methods, table=BASE_ONLY_METHODS if config.base else METHODS)
     dataset = _prepare(config)
     who = eligibility(dataset, protocol=config.protocol, n_shots=config.n_shots)
-    splits = _base_split(config, dataset) if config.base else _splits(config, dataset, who)
+    splits = splits_of(config, dataset, who)
     jobs = _jobs(config, methods, splits, who)
-    write_provenance(config.out, config, dataset, splits=splits)
-    with _tracked(config, dataset) as tracker:
+    commit, base = git_commit(), _fingerprint(config)
+    write_provenance(config.out, config, dataset, splits=splits, commit=commit, base=base)
+    facts = {"data": dataset.manifest_sha256, "commit": commit, "base": base}
+    with _tracked(config, dataset, commit) as tracker:
         load = functools.partial(_load, config)
-        done = _run_jobs(config, jobs, load, dataset.manifest_sha256, tracker)
+        done = _run_jobs(config, jobs, load, {**facts, "versions": versions()}, tracker)
         dataset = prepare_for_protocol(dataset, config.protocol)
-        results = _finish(config, methods, dataset, who, splits, done, tracker)
+        predictions = [p for _, result in done.values() for p in result.predictions]
+        results = assemble(config, methods, dataset, who, splits, predictions, commit=commit)
+        _write(config, results, dataset, predictions, done)
+        record_results(tracker, config, results)
     if not config.keep_jobs:
         shutil.rmtree(config.out / "jobs", ignore_errors=True)
     return results
@@ -96,7 +105,30 @@ def summary_table(results: dict) -> str:
     return "\n".join(lines)
 
 
-# --- data and splits ---------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------------
+
+
+def _check_network(config: VAConfig) -> None:
+    """Refuse arguments that the network doesn't have, before anything is prepared."""
+    from metaecg.checks import did_you_mean
+    from metaecg.models.registry import architecture_arguments
+
+    known = architecture_arguments(config.network.name)
+    unknown = [name for name in config.network.arguments if name not in known]
+    if unknown:
+        raise ConfigError(
+            [
+                f"network.arguments has {name!r}; {config.network.name} takes "
+                f"{did_you_mean(name, known)}"
+                for name in unknown
+            ]
+        )
+
+
+def _fingerprint(config: VAConfig) -> str | None:
+    from metaecg.models.checkpoints import load_base
+
+    return load_base(config.base).fingerprint if config.base else None
 
 
 def _prepare(config: VAConfig):
@@ -105,9 +137,10 @@ def _prepare(config: VAConfig):
     from metaecg.experiments.va_bases import model_preprocessing
     from metaecg.models.checkpoints import load_base
 
-    if config.databases == ["demo"] and not (config.data / "demo" / "RECORDS").is_file():
+    is_ours = config.cache is not None and config.data.parent == config.cache
+    if config.databases == ["demo"] and (is_ours or not (config.data / "demo").is_dir()):
         config.data.mkdir(parents=True, exist_ok=True)
-        write_demo_database(config.data, **config.demo.model_dump())
+        write_demo_database(config.data, **config.demo.model_dump())  # keeps them if they are there
     preprocessing = model_preprocessing(config)
     if config.base:
         preprocessing = load_base(config.base).preprocessing
@@ -127,56 +160,6 @@ def _load(config: VAConfig):
     from metaecg.evaluate.protocol import prepare_for_protocol
 
     return prepare_for_protocol(_prepare(config), config.protocol)
-
-
-def _splits(config: VAConfig, dataset, who):
-    from metaecg.data.splits import check_split, make_folds, read_manifest
-    from metaecg.seeding import numpy_generator
-
-    if config.split:
-        split = read_manifest(config.split)
-        check_split(split, dataset.subject_ids, _checksums(dataset))
-        return (split,)
-    database = {record.subject_id: record.database for record in dataset.records}
-    strata = {
-        s: f"{database[s]}, {'eligible' if s in who.eligible else 'not'}"
-        for s in dataset.subject_ids
-    }
-    # The folds belong to the protocol, not to a seed: all seeds are judged on the same ones.
-    folds = make_folds(strata, n_folds=config.folds, rng=numpy_generator(0, "folds"))
-    return folds[: config.max_folds]
-
-
-def _base_split(config: VAConfig, dataset):
-    """Return a split whose test side is who the base has not seen."""
-    from metaecg.data.splits import Split
-    from metaecg.models.checkpoints import load_base
-
-    training = load_base(config.base).training
-    contents = set(training.get("file_sha256", ()))
-    seen = {
-        record.subject_id
-        for record in dataset.records
-        if record.subject_id in training.get("subject_ids", ())
-        or contents & {c for n, c in record.checksums.items() if not n.endswith(".hea")}
-    }
-    if config.include_seen:
-        return (Split(name="base", train=(), test=tuple(dataset.subject_ids)),)
-    test = tuple(s for s in dataset.subject_ids if s not in seen)
-    if not test:
-        raise LeakageError(
-            f"the base {config.base} was trained on all {len(seen)} subjects of {config.data}. Give "
-            "it unseen subjects, or add --include-seen for figures that are not held out."
-        )
-    return (Split(name="base", train=tuple(sorted(seen)), test=test),)
-
-
-def _checksums(dataset) -> dict[str, str]:
-    return {
-        f"{record.database}/{name}": checksum
-        for record in dataset.records
-        for name, checksum in record.checksums.items()
-    }
 
 
 # --- jobs --------------------------------------------------------------------------------------
@@ -229,12 +212,12 @@ def _final_job(config: VAConfig, kinds: list[str], splits) -> list:
 
 
 @contextmanager
-def _tracked(config: VAConfig, dataset):
+def _tracked(config: VAConfig, dataset, commit: str | None):
     """Open the MLflow run, and close it with what became of it."""
     from metaecg.experiments.va_outputs import start_tracking
 
     with progress("opening the MLflow run"):
-        tracker = start_tracking(config, dataset)
+        tracker = start_tracking(config, dataset, commit=commit)
     try:
         yield tracker
     except KeyboardInterrupt:
@@ -246,21 +229,19 @@ def _tracked(config: VAConfig, dataset):
     tracker.end()
 
 
-def _run_jobs(config: VAConfig, jobs, load, manifest_sha256: str, tracker) -> dict:
+def _run_jobs(config: VAConfig, jobs, load, facts: dict, tracker) -> dict:
     """Run what is not finished yet; return every job's result by name."""
     from metaecg.experiments import pool
-    from metaecg.experiments.provenance import git_commit
     from metaecg.experiments.va_jobs import job_stamp, load_result, save_result
     from metaecg.experiments.va_outputs import record_training
 
-    folder, done, commit = config.out / "jobs", {}, git_commit()
-    stamp = functools.partial(
-        job_stamp, config=config, manifest_sha256=manifest_sha256, commit=commit
-    )
+    folder, done = config.out / "jobs", {}
+    stamp = functools.partial(job_stamp, config=config, facts=facts)
     for job in jobs:
         result = load_result(folder / job.name, stamp=stamp(job))
         if result is not None:
             done[job.name] = result
+            record_training(tracker, job.name, result.history)
     missing = [job for job in jobs if job.name not in done]
     total = sum(job.cost(config) for job in missing)
     with progress(f"{len(missing)} jobs", max(total, 1)) as bar:
@@ -285,29 +266,18 @@ def _work(config: VAConfig, load, job, report):
 # --- results -----------------------------------------------------------------------------------
 
 
-def _finish(config: VAConfig, methods, dataset, who, splits, done, tracker) -> dict:
-    """Assemble the figures, write them and record them."""
+def _write(config: VAConfig, results: dict, dataset, predictions, done) -> None:
+    """Write the base, the predictions, the report and, when those are whole, the figures."""
     from metaecg.evaluate.predictions import save_predictions
     from metaecg.evaluate.report import write_report
     from metaecg.experiments.provenance import write_json
-    from metaecg.experiments.va_outputs import (
-        assemble,
-        first_curriculum,
-        record_results,
-        strips_for_report,
-    )
+    from metaecg.experiments.va_outputs import first_curriculum, strips_for_report
 
-    predictions = [p for _, result in done.values() for p in result.predictions]
-    with progress("figures", total=4) as bar:
-        results = assemble(config, methods, dataset, who, splits, predictions)
-        write_json(config.out / "results.json", results)
+    with progress("writing", total=3) as bar:
+        if not config.base:
+            _model_of(done).save(config.out / "model")
         save_predictions(config.out / "predictions.npz", predictions)
         bar.advance()
-        bar.describe("base")
-        shutil.rmtree(config.out / "model", ignore_errors=True)
-        _model_of(done).save(config.out / "model")
-        bar.advance()
-        bar.describe("report")
         write_report(
             config.out / "report.html",
             results,
@@ -315,10 +285,8 @@ def _finish(config: VAConfig, methods, dataset, who, splits, done, tracker) -> d
             curriculum=first_curriculum(done),
         )
         bar.advance()
-        bar.describe("MLflow run")
-        record_results(tracker, config, results)
+        write_json(config.out / "results.json", results)
         bar.advance()
-    return results
 
 
 def _model_of(done):

@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from metaecg.data.datasets import Dataset
 from metaecg.data.splits import Split
+from metaecg.errors import DataError, MetaECGError
 from metaecg.evaluate.predictions import Prediction, load_predictions, save_predictions
 from metaecg.evaluate.protocol import held_out_task
 from metaecg.experiments.config import NO_FIGURE, VAConfig
@@ -69,14 +71,17 @@ class JobResult:
     seconds: float
 
 
-def job_stamp(job: Job, config: VAConfig, *, manifest_sha256: str, commit: str | None) -> str:
+def job_stamp(job: Job, config: VAConfig, *, facts: dict) -> str:
     """Return a checksum over everything that decides a job's result.
+
+    `facts` are what the configuration does not know: data checksum, commit, versions, the
+    fingerprint of a given base.
 
     That leaves out which other seeds, methods and folds a run has: a finished job can be taken up by
     a run with more of them.
     """
     values = config.model_dump(mode="json", exclude=NO_FIGURE | {"seeds", "methods", "max_folds"})
-    decisive = {"config": values, "job": asdict(job), "data": manifest_sha256, "commit": commit}
+    decisive = {"config": values, "job": asdict(job), "facts": facts}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -121,25 +126,32 @@ def save_result(folder: Path, result: JobResult, *, stamp: str) -> None:
             "seconds": result.seconds,
         }
         (building / "job.json").write_text(json.dumps(facts))
+        with open(building / "job.json", "rb") as written:
+            os.fsync(written.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(building, folder)
+    except OSError as error:
+        raise DataError(
+            f"the result of {folder.name} can't be written to {folder.parent}: {error}. Free some "
+            "space there and give the same command again: what is finished is kept."
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
 def load_result(folder: Path, *, stamp: str) -> JobResult | None:
-    """Return a finished job's result, or None if there is none with this `stamp`."""
+    """Return a finished job's result, or None if there is no readable one with this `stamp`."""
     try:
         facts = json.loads((folder / "job.json").read_text())
-    except (OSError, ValueError):
-        return None
-    if facts.pop("stamp") != stamp:
-        return None
-    return JobResult(
-        predictions=load_predictions(folder / "predictions.npz"),
-        model=load_base(folder / "base"),
-        **facts,
-    )
+        if facts.pop("stamp") != stamp:
+            return None
+        return JobResult(
+            predictions=load_predictions(folder / "predictions.npz"),
+            model=load_base(folder / "base"),
+            **facts,
+        )
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, MetaECGError):
+        return None  # damaged: done again
 
 
 def _base(job: Job, config: VAConfig, dataset: Dataset, on_progress) -> TrainedBase:

@@ -25,7 +25,7 @@ BASES = {
     "maml+curriculum": "meta-learning (MAML), subjects from easy to hard",
     "metava-released": "MetaVA's network, meta-trained as its released code does",
     "metava-random": "MetaVA's network, random initialisation",
-    "shuffled": "supervised pre-training on labels shuffled within each subject",
+    "shuffled": "supervised pre-training on shuffled labels",
 }
 
 _FULL, _LORA = "all weights fine-tuned", "low-rank adapters (LoRA) fine-tuned"

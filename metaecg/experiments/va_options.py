@@ -44,23 +44,17 @@ def make_parser(description: str):
 
 
 def resolve(arguments) -> VAConfig:
-    """Merge presets, file, options and overrides, the later ones winning; report every mistake."""
-    given: dict = load_yaml(arguments.config) if arguments.config else {}
-    for name in (*OPTIONS, *FLAGS):
-        value = getattr(arguments, name.replace("-", "_"))
-        if value is not None:
-            given[name.replace("-", "_")] = value
-    problems = []
-    for text in arguments.overrides:
-        try:
-            given = merge(given, *parse_override(text))
-        except ConfigError as error:
-            problems += error.problems
+    """Merge presets, file, options and overrides, the later ones winning; report every mistake.
+
+    ``--quick`` wins over the file, and options and overrides over ``--quick``.
+    """
+    file = load_yaml(arguments.config) if arguments.config else {}
+    typed, problems = _typed(arguments)
     try:
-        values = _with_defaults(given, quick=arguments.quick)
+        values = _with_defaults(file, typed, quick=arguments.quick)
     except ConfigError as error:
         problems += error.problems
-        values = given
+        values = _deep_merge(file, typed)
     problems += _method_problems(values)
     try:
         config = build_config(values)
@@ -72,23 +66,47 @@ def resolve(arguments) -> VAConfig:
     return config
 
 
-def _with_defaults(given: dict, *, quick: bool) -> dict:
+def _typed(arguments) -> tuple[dict, list[str]]:
+    """Return what was typed, options and overrides, and the overrides that can't be read."""
+    typed, problems = {}, []
+    for option in (*OPTIONS, *FLAGS):
+        name = option.replace("-", "_")
+        if getattr(arguments, name) is not None:
+            typed[name] = getattr(arguments, name)
+    for text in arguments.overrides:
+        try:
+            typed = merge(typed, *parse_override(text))
+        except ConfigError as error:
+            problems += error.problems
+    return typed, problems
+
+
+def _with_defaults(file: dict, typed: dict, *, quick: bool) -> dict:
     """Fill in where the data is; generated patients and ``--quick`` bring their own budgets."""
     from metaecg.data.cache import default_cache_root
     from metaecg.data.databases import default_data_root
 
-    values = dict(given)
-    values["cache"] = values.get("cache") or str(default_cache_root())
-    if not values.get("databases"):
-        found = _databases_in(values["data"]) if values.get("data") else []
-        values["databases"] = found or ["demo"]
-    if values["databases"] in ("demo", ["demo"]):
-        values["data"] = values.get("data") or os.path.join(str(values["cache"]), "demo-data")
-        values = values if values.get("base") else _deep_merge(PRESETS["demo"], values)
+    given = _deep_merge(file, typed)
+    cache = given.get("cache") or str(default_cache_root())
+    data, databases = given.get("data"), given.get("databases")
+    if not databases:
+        databases = _databases_in(data, any_name=bool(given.get("base"))) if data else ["demo"]
+    presets: dict = {}
+    if databases in ("demo", ["demo"]):
+        data = data or os.path.join(str(cache), "demo-data")
+        presets = {} if given.get("base") else PRESETS["demo"]
+    values = _deep_merge(presets, file)
     if quick:
-        values = {**values, **{k: v for k, v in PRESETS["quick"].items() if k not in given}}
-    values["data"] = values.get("data") or str(default_data_root())
-    return values
+        values = _deep_merge(values, PRESETS["quick"])
+    values = _deep_merge(values, typed)
+    if values.get("base") and not values.get("out"):
+        values["out"] = "runs/va_base"
+    return {
+        **values,
+        "cache": cache,
+        "databases": databases,
+        "data": data or str(default_data_root()),
+    }
 
 
 def _deep_merge(defaults: dict, values: dict) -> dict:
@@ -100,9 +118,19 @@ def _deep_merge(defaults: dict, values: dict) -> dict:
     return merged
 
 
-def _databases_in(folder) -> list[str]:
-    """Return the databases with VA labels that lie under a folder; none is a mistake to report."""
-    found = [slug for slug in (*VA_DATABASES, "demo") if (Path(str(folder)) / slug).is_dir()]
+def _databases_in(folder, *, any_name: bool) -> list[str]:
+    """Return the databases that lie under a folder; none is a mistake to report.
+
+    Those with marks of VA; with `any_name` (a given base) every folder of recordings; generated
+    patients only where there is nothing else.
+    """
+    root = Path(str(folder))
+    found = [slug for slug in VA_DATABASES if (root / slug).is_dir()]
+    if any_name and root.is_dir():
+        others = sorted(p.name for p in root.iterdir() if p.is_dir() and any(p.glob("*.hea")))
+        found += [name for name in others if name not in DATABASES and name != "demo"]
+    if not found and (root / "demo").is_dir():
+        found = ["demo"]
     if not found:
         raise ConfigError(
             f"data is {str(folder)!r}, which holds none of the folders {', '.join(VA_DATABASES)}. "
@@ -141,6 +169,22 @@ def _semantic_problems(config: VAConfig) -> list[str]:
                 f"would all count as 'other'; expected {', '.join(VA_DATABASES)} or a folder of yours."
             )
     problems += _network_problems(config)
+    prefined = [name for name in _chosen(config) if "prefine" in name]
+    if prefined and config.n_shots < 2 and config.personalize.prefine == "intended":
+        problems.append(
+            f"n_shots is {config.n_shots}, but {prefined[0]} splits the support in time and needs at "
+            "least 2 per class; raise n_shots or leave it out with --methods."
+        )
+    if config.include_seen and not config.base:
+        problems.append("include_seen only goes with --base: without it nobody seen is evaluated.")
+    if config.base and config.out.resolve() in (
+        Path(config.base).resolve(),
+        *Path(config.base).resolve().parents[:1],
+    ):
+        problems.append(
+            f"out is {str(config.out)!r}, the run that the base {config.base} belongs to; its files "
+            "would be replaced. Name another folder with --out."
+        )
     if config.base and config.split:
         problems.append("split and base exclude each other: a base is not trained again.")
     return problems
@@ -151,7 +195,7 @@ def _network_problems(config: VAConfig) -> list[str]:
     if config.base:
         return []
     name, arguments = config.network.name, config.network.arguments
-    methods = choose_methods(config.methods, table=METHODS) if not _unknown(config) else {}
+    methods = _chosen(config)
     has_batch_norm = name == "resnet1d-18" and arguments.get("norm", "batch") == "batch"
     has_batch_norm |= name == "metava" or (name == "net1d" and bool(arguments.get("use_bn", False)))
     problems = []
@@ -172,8 +216,13 @@ def _network_problems(config: VAConfig) -> list[str]:
     return problems
 
 
-def _unknown(config: VAConfig) -> bool:
-    return bool(_method_problems({"methods": config.methods}))
+def _chosen(config: VAConfig) -> dict:
+    """Return the chosen methods; none where a name is unknown, which is reported elsewhere."""
+    table = BASE_ONLY_METHODS if config.base else METHODS
+    try:
+        return choose_methods(config.methods, table=table)
+    except ConfigError:
+        return {}
 
 
 def as_yaml(config: VAConfig) -> str:

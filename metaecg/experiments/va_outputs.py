@@ -8,8 +8,9 @@ from metaecg.evaluate.protocol import PROTOCOLS, Eligibility, held_out_task
 from metaecg.evaluate.report import best_method
 from metaecg.evaluate.results import compare_methods, method_results
 from metaecg.experiments.config import VAConfig
-from metaecg.experiments.provenance import git_commit, versions
+from metaecg.experiments.provenance import versions
 from metaecg.experiments.tracking import make_tracker
+from metaecg.experiments.va_bases import base_note
 from metaecg.seeding import numpy_generator
 
 STRIP_S = 60.0
@@ -24,12 +25,16 @@ def assemble(
     who: Eligibility,
     splits,
     predictions: list[Prediction],
+    *,
+    commit: str | None,
 ) -> dict:
     """Return the content of results.json (schema in docs/protocol.md)."""
     evaluated = sorted({p.subject_id for p in predictions if not p.is_one_class})
     table = {
         name: method_results(
-            [p for p in predictions if p.method == name], dataset, description=method.description
+            [p for p in predictions if p.method == name],
+            dataset,
+            description=method.description + base_note(method.base, config),
         )
         for name, method in methods.items()
     }
@@ -46,7 +51,7 @@ def assemble(
         "seeds": config.seeds,
         "n_subjects": len(evaluated),
         "config_hash": config.hash(),
-        "git_commit": git_commit(),
+        "git_commit": commit,
         "versions": versions(),
         "data_manifest_sha256": dataset.manifest_sha256,
         "splits": [split.name for split in splits],
@@ -86,7 +91,7 @@ def strips_for_report(
     ]
 
 
-def start_tracking(config: VAConfig, dataset: Dataset):
+def start_tracking(config: VAConfig, dataset: Dataset, *, commit: str | None):
     """Open the MLflow run and record what decides it."""
     settings = config.tracking
     tracker = make_tracker(
@@ -102,7 +107,7 @@ def start_tracking(config: VAConfig, dataset: Dataset):
             "protocol": config.protocol,
             "data": "demo data" if "demo" in dataset.databases else "recordings",
             "config_hash": config.hash(),
-            "git_commit": git_commit(),
+            "git_commit": commit,
             "data_manifest_sha256": dataset.manifest_sha256,
             "seeds": config.seeds,
         }
@@ -113,7 +118,8 @@ def start_tracking(config: VAConfig, dataset: Dataset):
 def record_training(tracker, name: str, history: list[dict[str, float]]) -> None:
     """Record the course of one base's training, at most about 200 points of it."""
     if history:  # MLflow's names may not hold a plus sign
-        tracker.history(name.replace("+", "."), history[:: max(1, len(history) // 200)])
+        shown = list(enumerate(history))[:: max(1, len(history) // 200)]
+        tracker.history(name.replace("+", "."), shown)
 
 
 def record_results(tracker, config: VAConfig, results: dict) -> None:
@@ -143,15 +149,17 @@ def _caveat(config: VAConfig) -> str:
 
 
 def _not_evaluated(dataset: Dataset, who: Eligibility, splits, evaluated) -> dict[str, str]:
-    tested = {subject for split in splits for subject in split.test}
+    trained = {subject for split in splits for subject in split.train}
     found = {}
     for subject_id in dataset.subject_ids:
         if subject_id in evaluated:
             continue
         if subject_id in who.reasons:
             found[subject_id] = who.reasons[subject_id]
-        elif subject_id not in tested:
+        elif subject_id in trained:
             found[subject_id] = "on the training side of every split of this run"
+        else:
+            found[subject_id] = "on no side of this run's split"
     return found
 
 

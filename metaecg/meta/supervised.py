@@ -42,7 +42,7 @@ def pretrain(
     rng
         Draws the batches.
     generator
-        Draws the polarity.
+        Draws the polarity; its seed also starts the network's dropout, if there is any.
     on_step
         Called with the step and ``{"loss": ..., "lr": ...}``.
 
@@ -59,21 +59,24 @@ def pretrain(
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=n_steps)
     network.train()
-    for step in range(n_steps):
-        index = draw()
-        x = torch.from_numpy(np.ascontiguousarray(windows.windows[index]))
-        sign = torch.randint(0, 2, (len(x), 1, 1), generator=generator) * 2.0 - 1.0
-        loss = F.cross_entropy(network(x * sign), torch.from_numpy(windows.labels[index]))
-        if not torch.isfinite(loss):
-            raise AdaptationError(
-                f"pre-training, step {step}: the loss is {loss.item()}; lower pretrain.lr."
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if on_step:
-            on_step(step, {"loss": loss.item(), "lr": schedule.get_last_lr()[0]})
-        schedule.step()
+    # Dropout layers know no generator but torch's own: it is borrowed, seeded, and given back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        for step in range(n_steps):
+            index = draw()
+            x = torch.from_numpy(np.ascontiguousarray(windows.windows[index]))
+            sign = torch.randint(0, 2, (len(x), 1, 1), generator=generator) * 2.0 - 1.0
+            loss = F.cross_entropy(network(x * sign), torch.from_numpy(windows.labels[index]))
+            if not torch.isfinite(loss):
+                raise AdaptationError(
+                    f"pre-training, step {step}: the loss is {loss.item()}; lower pretrain.lr."
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if on_step:
+                on_step(step, {"loss": loss.item(), "lr": schedule.get_last_lr()[0]})
+            schedule.step()
     optimizer.zero_grad(set_to_none=True)
     if not all(torch.isfinite(p).all() for p in network.parameters()):
         raise AdaptationError(

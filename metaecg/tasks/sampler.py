@@ -119,6 +119,8 @@ class TaskSampler:
         Training subjects' windows, normalised.
     n_shots, n_query
         Windows per class.
+    overlap_allowed
+        The windows overlap (``as_published``): a query window may then overlap a support window.
     chronological
         Draw a moment, the support before and the query after it, as in use. Where a subject's
         classes leave no such moment, support and query are drawn from all of its windows.
@@ -132,12 +134,19 @@ class TaskSampler:
     """
 
     def __init__(
-        self, windows: WindowSet, *, n_shots: int, n_query: int, chronological: bool = True
+        self,
+        windows: WindowSet,
+        *,
+        n_shots: int,
+        n_query: int,
+        chronological: bool = True,
+        overlap_allowed: bool = False,
     ) -> None:
         self.windows = windows
         self.n_shots = n_shots
         self.n_query = n_query
         self.chronological = chronological
+        self.overlap_allowed = overlap_allowed
         self.subject_ids: list[str] = []
         self.ineligible: dict[str, str] = {}
         self._places: dict[str, list[np.ndarray]] = {}
@@ -165,6 +174,7 @@ class TaskSampler:
             subject_id=subject_id,
             support=self.windows.select(np.concatenate(support)),
             query=self.windows.select(np.concatenate(query)),
+            overlap_allowed=self.overlap_allowed,
         )
 
     def _admit(self, subject_id: str) -> None:

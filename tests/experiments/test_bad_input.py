@@ -105,26 +105,70 @@ def test_a_full_disk_while_caching_says_where_and_what_to_do(tmp_path, data, cap
     assert not [p for p in (tmp_path / "cache" / "windows").iterdir() if not p.name.startswith(".")]
 
 
-def test_subjects_with_one_class_only_are_a_clear_error(tmp_path, data, capsys):
+def test_subjects_with_one_class_only_are_a_clear_error(tmp_path, capsys):
+    data = tmp_path / "data"
+    write_demo_database(data, n_subjects=16, duration_s=180.0)
     for file in (data / "demo").glob("*.hea"):
-        if file.stem not in ("demo06",):  # the one without VA
+        if file.stem not in ("demo06", "demo11", "demo16"):  # those without VA
             file.unlink()
-    for copy in ("x1", "x2", "x3"):
-        for extension in ("hea", "dat", "atr"):
-            target = data / "demo" / f"{copy}.{extension}"
-            shutil.copy(data / "demo" / f"demo06.{extension}", target)
-        rewrite(data / "demo" / f"{copy}.hea", "demo06", copy)
-        text = (data / "demo" / f"{copy}.hea").read_text().replace("demo06", copy)
-        (data / "demo" / f"{copy}.hea").write_text(text)
     assert run(tmp_path, data) == 3
     text = capsys.readouterr().err
     assert "no held-out subject is eligible" in text
     assert "has 0 windows of class 'va'" in text
 
 
+def test_one_recording_under_two_names_is_leakage(tmp_path, data, capsys):
+    for extension in ("hea", "dat", "atr"):
+        shutil.copy(data / "demo" / f"demo03.{extension}", data / "demo" / f"copy.{extension}")
+    header = data / "demo" / "copy.hea"
+    header.write_text(header.read_text().replace("demo03", "copy"))
+    assert run(tmp_path, data) == 3
+    text = capsys.readouterr().err
+    assert "leakage" in text
+    assert "one person under two names" in text
+
+
+def test_a_full_disk_while_keeping_a_result_says_where_and_what_to_do(
+    tmp_path, data, capsys, monkeypatch
+):
+    def full(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    assert run(tmp_path, data) == 3
+    text = capsys.readouterr().err
+    assert "No space left on device" in text
+    assert "give the same command again" in text
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_a_base_that_is_no_base_is_named(tmp_path, data, capsys):
     assert run(tmp_path, data, "--base", str(tmp_path / "nothing"), "--methods", "lora") == 3
     assert "nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("network.arguments={widht: 3}", "Did you mean 'width'"),
+        ("pretrain.batch_size=1", "pretrain.batch_size is 1"),
+        ("include_seen=true", "only goes with --base"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_before_anything_is_prepared(
+    tmp_path, data, capsys, override, message
+):
+    assert run(tmp_path, data, override) == 2
+    text = capsys.readouterr().err
+    assert message in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_shot_and_a_split_of_the_support_do_not_go_together(tmp_path, data, capsys):
+    methods = ("--methods", "maml+curriculum+prefine+full", "--n-shots", "1")
+    assert run(tmp_path, data, *methods) == 2
+    assert "splits the support in time" in capsys.readouterr().err
 
 
 def test_an_unknown_database_is_answered_with_the_nearest(tmp_path, data, capsys):

@@ -155,7 +155,18 @@ def test_an_existing_base_is_evaluated_without_training_and_says_that_nothing_wa
     results = results_of(finished, "seen")
     assert set(results["methods"]) == {"zero-shot", "lora"}
     assert "not held out" in results["caveat"]
-    assert load_base(finished / "seen" / "model").fingerprint == load_base(model).fingerprint
+    assert not (finished / "seen" / "model").exists()
+    run_facts = json.loads((finished / "seen" / "run.json").read_text())
+    assert run_facts["base_fingerprint"] == load_base(model).fingerprint
+
+
+@pytest.mark.slow
+def test_evaluating_a_base_never_writes_over_the_run_it_comes_from(finished, capsys):
+    model = str(finished / "run" / "model")
+    assert run(finished, "--base", model) == 2
+    assert "the run that the base" in capsys.readouterr().err
+    assert va_fewshot.main(["--base", "somewhere", "--dry-run"]) == 0
+    assert "out: runs/va_base" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -173,12 +184,13 @@ def test_shuffled_labels_stay_at_chance(tmp_path):
     assert run(tmp_path, "--methods", "shuffled-labels", "--seeds", "0,1") == 0
     auc = results_of(tmp_path)["methods"]["shuffled-labels"]["subject_auc"]
     low, high = auc["ci95"]
-    assert low < 0.5 < high or abs(auc["mean"] - 0.5) < 0.1
+    assert low < 0.5 < high
 
 
 @pytest.mark.slow
 def test_the_published_protocol_says_that_it_is_optimistic(tmp_path, capsys):
-    assert run(tmp_path, "--protocol", "as_published", "--methods", "scratch", "max_folds=1") == 0
+    methods = ("--methods", "scratch,maml+full", "max_folds=1", "budget_windows=60000")
+    assert run(tmp_path, "--protocol", "as_published", *methods) == 0
     assert "optimistic, not a deployment figure" in capsys.readouterr().out
     assert results_of(tmp_path)["caveat"] == "optimistic, not a deployment figure"
 
@@ -235,6 +247,56 @@ def test_a_manifest_with_a_subject_on_both_sides_is_leakage(tmp_path, capsys):
     manifest.write_text(json.dumps({"train": ["demo/demo01"], "test": ["demo/demo01"]}))
     assert run(tmp_path, "--split", str(manifest)) == 3
     assert "demo/demo01" in capsys.readouterr().err
+
+
+def test_quick_wins_over_a_file_and_loses_to_what_is_typed(tmp_path, capsys):
+    file = tmp_path / "a.yaml"
+    file.write_text("seeds: [0, 1, 2]\nbudget_windows: 240000\nfolds: 4\n")
+    typed = ["--config", str(file), "--quick", "--dry-run", "budget_windows=5000"]
+    assert va_fewshot.main(typed) == 0
+    printed = capsys.readouterr().out
+    assert "seeds:\n- 0\nn_shots" in printed
+    assert "budget_windows: 5000" in printed
+    assert "folds: 4\nmax_folds: 1" in printed
+
+
+def test_results_of_an_earlier_run_do_not_stay_beside_another_configuration(tmp_path, monkeypatch):
+    from metaecg.experiments import va_jobs
+
+    assert run(tmp_path, "--methods", "scratch") == 0
+
+    def interrupted(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(va_jobs, "run_job", interrupted)
+    assert run(tmp_path, "--methods", "scratch", "personalize.n_steps=3") == 130
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.yaml", "run.json"}
+
+
+@pytest.mark.parametrize("name", ["job.json", "predictions.npz", "base/weights.safetensors"])
+def test_a_damaged_finished_part_is_done_again(tmp_path, name):
+    assert run(tmp_path, "--methods", "scratch", "keep_jobs=true") == 0
+    first = results_of(tmp_path)
+    damaged = tmp_path / "run" / "jobs" / "fold-1--seed-0--random" / name
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    assert run(tmp_path, "--methods", "scratch", "keep_jobs=true") == 0
+    assert without_times(results_of(tmp_path)) == without_times(first)
+
+
+def test_a_run_with_more_seeds_takes_up_what_is_finished(tmp_path, monkeypatch):
+    from metaecg.experiments import va_jobs
+
+    seen, real = [], va_jobs.run_job
+
+    def counted(job, *arguments, **keywords):
+        seen.append(job.seed)
+        return real(job, *arguments, **keywords)
+
+    monkeypatch.setattr(va_jobs, "run_job", counted)
+    assert run(tmp_path, "--methods", "scratch", "--seeds", "0", "keep_jobs=true") == 0
+    assert run(tmp_path, "--methods", "scratch", "--seeds", "0,1") == 0
+    assert (seen.count(0), seen.count(1)) == (3, 3)
+    assert results_of(tmp_path)["seeds"] == [0, 1]
 
 
 def test_dry_run_prints_a_configuration_that_can_be_given_back(tmp_path, capsys):
