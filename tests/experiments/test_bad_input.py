@@ -207,5 +207,15 @@ def test_a_signal_during_training_stops_with_one_line_and_leaves_no_process(tmp_
     assert "interrupted. Finished parts are kept" in text
     assert "Traceback" not in text
     assert not (tmp_path / "run" / "results.json").exists()
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    assert group_is_gone(process.pid)
+
+
+def group_is_gone(number: int) -> bool:
+    """Wait a little for Python's own helper processes, which end just after the last of ours."""
+    for _ in range(100):
+        try:
+            os.killpg(number, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.2)
+    return False

@@ -189,7 +189,7 @@ def test_shuffled_labels_stay_at_chance(tmp_path):
 
 @pytest.mark.slow
 def test_the_published_protocol_says_that_it_is_optimistic(tmp_path, capsys):
-    methods = ("--methods", "scratch,maml+full", "max_folds=1", "budget_windows=60000")
+    methods = ("--methods", "scratch,maml+full", "max_folds=1", "budget_windows=20000")
     assert run(tmp_path, "--protocol", "as_published", *methods) == 0
     assert "optimistic, not a deployment figure" in capsys.readouterr().out
     assert results_of(tmp_path)["caveat"] == "optimistic, not a deployment figure"
@@ -355,7 +355,8 @@ def test_help_documents_every_field_without_importing_torch():
 @pytest.mark.real
 def test_the_quick_run_on_real_recordings_finishes(real_data, tmp_path):
     arguments = ("--data", str(real_data), "--quick", "--methods", "zero-shot,maml+curriculum+lora")
-    assert run(tmp_path, *arguments, overrides=["tracking.enabled=false"]) == 0
+    smaller = ["tracking.enabled=false", "budget_windows=8000"]
+    assert run(tmp_path, *arguments, overrides=smaller) == 0
     results = results_of(tmp_path)
     assert results["data"] == "recordings"
     assert results["databases"] == ["mitdb", "vfdb", "cudb"]
