@@ -121,14 +121,16 @@ def _deep_merge(defaults: dict, values: dict) -> dict:
 def _databases_in(folder, *, any_name: bool) -> list[str]:
     """Return the databases that lie under a folder; none is a mistake to report.
 
-    Those with marks of VA; with `any_name` (a given base) every folder of recordings; generated
-    patients only where there is nothing else.
+    Those known to have marks of VA; where there is none of them, with `any_name` (a given base) every
+    folder of annotated recordings; generated patients only where there is nothing else.
     """
     root = Path(str(folder))
     found = [slug for slug in VA_DATABASES if (root / slug).is_dir()]
-    if any_name and root.is_dir():
-        others = sorted(p.name for p in root.iterdir() if p.is_dir() and any(p.glob("*.hea")))
-        found += [name for name in others if name not in DATABASES and name != "demo"]
+    if not found and any_name and root.is_dir():
+        others = sorted(
+            p.name for p in root.iterdir() if any(p.glob("*.hea")) and any(p.glob("*.atr"))
+        )
+        found = [name for name in others if name not in DATABASES and name != "demo"]
     if not found and (root / "demo").is_dir():
         found = ["demo"]
     if not found:

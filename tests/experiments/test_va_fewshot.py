@@ -160,6 +160,22 @@ def test_an_existing_base_is_evaluated_without_training_and_says_that_nothing_wa
     assert run_facts["base_fingerprint"] == load_base(model).fingerprint
 
 
+def test_a_base_is_evaluated_on_known_databases_or_else_on_every_annotated_folder(tmp_path, capsys):
+    def resolved(data) -> str:
+        assert va_fewshot.main(["--base", "somewhere", "--data", str(data), "--dry-run"]) == 0
+        return capsys.readouterr().out.partition("databases:\n")[2].partition("out:")[0]
+
+    for name in ("mine", "demo", "unmarked"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "r.hea").touch()
+    (tmp_path / "demo" / "r.atr").touch()
+    assert resolved(tmp_path) == "- demo\n"
+    (tmp_path / "mine" / "r.atr").touch()
+    assert resolved(tmp_path) == "- mine\n"
+    (tmp_path / "vfdb").mkdir()
+    assert resolved(tmp_path) == "- vfdb\n"
+
+
 @pytest.mark.slow
 def test_evaluating_a_base_never_writes_over_the_run_it_comes_from(finished, capsys):
     model = str(finished / "run" / "model")
