@@ -4,7 +4,7 @@ A meta-batch holds T tasks of equal size. The `func` engine adapts all of them t
 has its own copy of the weights, stacked along a first dimension and carried by `torch.func.vmap`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,6 +76,8 @@ class FuncEngine:
         Drop the second derivatives (FOMAML).
     task_chunk
         At most so many tasks at once; the gradients are the same, the peak memory is lower.
+    loss
+        From the network's output and the labels of one task to a number, for inner and outer loop.
 
     Raises
     ------
@@ -98,6 +100,7 @@ class FuncEngine:
         inner_steps: int,
         first_order: bool = False,
         task_chunk: int | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     ) -> None:
         _refuse_what_cannot_be_stacked(network)
         if inner_steps < 0:
@@ -109,6 +112,7 @@ class FuncEngine:
         self.inner_steps = inner_steps
         self.first_order = first_order
         self.task_chunk = task_chunk
+        self.loss = loss
 
     def meta_gradients(
         self, parameters: Parameters, batch: MetaBatch
@@ -139,7 +143,7 @@ class FuncEngine:
         return adapted
 
     def _loss(self, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(self.network, dict(parameters), (x,)), y)
+        return self.loss(functional_call(self.network, dict(parameters), (x,)), y)
 
     def _sum_of_losses(self, parameters, support_x, support_y, query_x, query_y):
         def one_task(sx, sy, qx, qy):

@@ -320,3 +320,52 @@ def make_registered(name, **kwargs):
         generator=torch.Generator().manual_seed(0),
         **kwargs,
     )
+
+
+class OneNumber(nn.Module):
+    """Answers every window with its only weight."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight.expand(len(x))
+
+
+def half_square(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (output - target).square().mean()
+
+
+@pytest.mark.parametrize("inner_steps", [0, 1, 3])
+def test_the_meta_gradient_on_a_quadratic_is_the_one_found_by_hand(inner_steps):
+    """Loss (w - t)^2 / 2, support target a, query target b, rate r, K steps.
+
+    One step: w - a shrinks by (1 - r). After K: w_K = a + (1 - r)^K (w - a). Query loss
+    (w_K - b)^2 / 2, so its derivative by w is (w_K - b) (1 - r)^K; the first-order one drops the
+    last factor.
+    """
+    w, rate, a, b = 2.0, 0.1, np.array([1.0, -1.0]), np.array([3.0, 0.5])
+    target = torch.from_numpy
+    batch = MetaBatch(
+        subject_ids=("s-1", "s-2"),
+        support_x=torch.zeros(2, 4, 1, 1),
+        support_y=target(a)[:, None].expand(2, 4),
+        query_x=torch.zeros(2, 5, 1, 1),
+        query_y=target(b)[:, None].expand(2, 5),
+    )
+    shrink = (1 - rate) ** inner_steps
+    adapted = a + shrink * (w - a)
+    for first_order, factor in ((False, shrink), (True, 1.0)):
+        network = OneNumber(w)
+        engine = FuncEngine(
+            network,
+            inner_lr=rate,
+            inner_steps=inner_steps,
+            first_order=first_order,
+            loss=half_square,
+        )
+        losses, gradients = engine.meta_gradients(dict(network.named_parameters()), batch)
+        assert losses.tolist() == pytest.approx((0.5 * (adapted - b) ** 2).tolist(), rel=1e-12)
+        expected = float(np.mean((adapted - b) * factor))
+        assert gradients["weight"].item() == pytest.approx(expected, rel=1e-12)
