@@ -2,7 +2,7 @@
 
 A file is a row of 16-bit words: a code in the upper 6 bits, in the lower 10 the samples since the
 mark before [1]_. Most words are marks and can be unpacked together; the few special ones are taken
-one by one. wfdb's reader takes every word in a Python loop, which costs more than all filtering.
+one by one. wfdb's reader takes every word in a Python loop, which no second thread can share.
 
 References
 ----------

@@ -185,7 +185,7 @@ def _is_plain_212(header) -> bool:
 
 
 def _read_212(path: Path, header, channels: list[int]) -> list[np.ndarray]:
-    """Unpack format 212 (two 12-bit samples in three bytes), several times as fast as wfdb's reader.
+    """Unpack format 212 (two 12-bit samples in three bytes), only the leads that are wanted.
 
     Equality with ``wfdb.rdrecord`` is tested on every record at hand.
     """

@@ -15,6 +15,9 @@ DENSE_STRIDE_S = 0.1
 DENSE_LIMIT = 150
 """MetaVA's released cutting: this stride on VA until this many positive windows (metava, section 2)."""
 
+NO_SIGNAL = (".hea", ".atr", ".qrs")
+"""Endings of files that belong to a recording and hold no signal."""
+
 _COLUMNS = ("windows", "labels", "is_mixed", "subject_ids", "record_ids", "start_s", "time_s")
 
 
@@ -77,6 +80,14 @@ class RecordInfo:
     """How many windows were left out, by reason: ``gap``, ``noise or asystole``."""
     checksums: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file, by file name."""
+
+    @property
+    def signal_checksums(self) -> set[str]:
+        """SHA-256 of the files that hold signal: what tells one recording from another.
+
+        Headers and marks don't: two patients with nothing to mark may have equal annotation files.
+        """
+        return {c for name, c in self.checksums.items() if not name.endswith(NO_SIGNAL)}
 
     def to_dict(self) -> dict:
         """Return plain JSON values."""

@@ -350,7 +350,6 @@ def _facts(kind: str, config: VAConfig, dataset: Dataset, split: Split, seed: in
             checksum
             for record in dataset.records
             if record.subject_id in seen
-            for name, checksum in record.checksums.items()
-            if not name.endswith(".hea")
+            for checksum in record.signal_checksums
         ),
     }

@@ -61,7 +61,8 @@ def run(config: VAConfig) -> dict:
     from metaecg.experiments.va_outputs import assemble, record_results
     from metaecg.experiments.va_splits import splits_of
 
-    _check_network(config)
+    with progress("starting"):
+        _check_network(config)
     methods = choose_methods(config.methods, table=BASE_ONLY_METHODS if config.base else METHODS)
     dataset = _prepare(config)
     who = eligibility(dataset, protocol=config.protocol, n_shots=config.n_shots)
@@ -75,9 +76,11 @@ def run(config: VAConfig) -> dict:
         done = _run_jobs(config, jobs, load, {**facts, "versions": versions()}, tracker)
         dataset = prepare_for_protocol(dataset, config.protocol)
         predictions = [p for _, result in done.values() for p in result.predictions]
-        results = assemble(config, methods, dataset, who, splits, predictions, commit=commit)
+        with progress("figures"):
+            results = assemble(config, methods, dataset, who, splits, predictions, commit=commit)
         _write(config, results, dataset, predictions, done)
-        record_results(tracker, config, results)
+        with progress("recording the MLflow run"):
+            record_results(tracker, config, results)
     if not config.keep_jobs:
         shutil.rmtree(config.out / "jobs", ignore_errors=True)
     return results

@@ -8,8 +8,6 @@ from metaecg.experiments.config import VAConfig
 from metaecg.models.checkpoints import load_base
 from metaecg.seeding import numpy_generator
 
-NO_SIGNAL = (".hea", ".atr")
-
 
 def splits_of(config: VAConfig, dataset: Dataset, who: Eligibility) -> tuple[Split, ...]:
     """Return the folds, the manifest's split, or who a given base has not seen.
@@ -39,14 +37,13 @@ def splits_of(config: VAConfig, dataset: Dataset, who: Eligibility) -> tuple[Spl
 
 def _base_split(config: VAConfig, dataset: Dataset) -> tuple[Split, ...]:
     """Return a split whose test side is who the base has not seen."""
-
     training = load_base(config.base).training
     contents = set(training.get("file_sha256", ()))
     seen = {
         record.subject_id
         for record in dataset.records
         if record.subject_id in training.get("subject_ids", ())
-        or contents & {c for n, c in record.checksums.items() if not n.endswith(".hea")}
+        or contents & record.signal_checksums
     }
     if config.include_seen:
         return (Split(name="base", train=(), test=tuple(dataset.subject_ids)),)
@@ -71,9 +68,7 @@ def _check_contents(dataset: Dataset) -> None:
     """Refuse one signal under two subjects' names: it would stand on both sides of some split."""
     owners: dict[str, str] = {}
     for record in dataset.records:
-        for name, checksum in record.checksums.items():
-            if name.endswith(NO_SIGNAL):
-                continue
+        for checksum in record.signal_checksums:
             other = owners.setdefault(checksum, record.subject_id)
             if other != record.subject_id:
                 raise LeakageError(

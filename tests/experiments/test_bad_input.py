@@ -219,3 +219,16 @@ def group_is_gone(number: int) -> bool:
             return True
         time.sleep(0.2)
     return False
+
+
+def test_equal_annotation_files_of_two_patients_are_no_leakage(tmp_path, data):
+    from metaecg.data.datasets import prepare
+    from metaecg.evaluate.protocol import eligibility
+    from metaecg.experiments.config import build_config
+    from metaecg.experiments.va_splits import splits_of
+
+    shutil.copy(data / "demo" / "demo01.atr", data / "demo" / "demo02.atr")
+    dataset = prepare(data, ["demo"])
+    who = eligibility(dataset, protocol="deploy", n_shots=10)
+    splits = splits_of(build_config({"folds": 2}), dataset, who)
+    assert {s for split in splits for s in split.test} == set(dataset.subject_ids)
