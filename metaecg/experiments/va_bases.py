@@ -194,7 +194,8 @@ def shuffle_labels(windows: WindowSet, seed: int, name: str) -> WindowSet:
 
 
 def _meta_learned(kind, config, windows, fold, seed, on_step):
-    from metaecg.meta.engine import FuncEngine
+    from metaecg.meta.algorithms import Algorithm
+    from metaecg.meta.engine import build_engine
     from metaecg.meta.loop import meta_train
     from metaecg.tasks.sampler import TaskSampler
 
@@ -208,13 +209,10 @@ def _meta_learned(kind, config, windows, fold, seed, on_step):
         overlap_allowed=config.protocol == "as_published",
     )
     _check_enough_tasks(sampler, fold)
-    engine = FuncEngine(
-        network,
-        inner_lr=meta.inner_lr,
-        inner_steps=meta.inner_steps,
-        first_order=meta.first_order,
-        task_chunk=meta.task_chunk,
+    algorithm = Algorithm(
+        inner_lr=meta.inner_lr, inner_steps=meta.inner_steps, first_order=meta.first_order
     )
+    engine = build_engine(meta.engine, network, algorithm, task_chunk=meta.task_chunk)
     curriculum = _make_curriculum(kind, config, network, sampler, fold, seed)
     meta_train(
         network,

@@ -1,24 +1,26 @@
-"""The inner loop of many subjects at once, and the protocol that engines share.
+"""The protocol that meta-learning engines share: tasks in, losses and meta-gradients out.
 
-A meta-batch holds T tasks of equal size. The `func` engine adapts all of them together: every task
-has its own copy of the weights, stacked along a first dimension and carried by `torch.func.vmap`.
+A meta-batch holds T tasks of equal size, one of a subject each. An engine adapts every task on its
+support and differentiates the loss on its query with respect to the shared starting point.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn import functional as F
 
-from metaecg.checks import check_positive
-from metaecg.errors import AdaptationError
+from metaecg.checks import check_option
+from metaecg.meta.algorithms import Algorithm, StepPlan
 from metaecg.tasks.sampler import Task
 
 Parameters = Mapping[str, Tensor]
+"""Weights of the network by name, and learned inner rates (`metaecg.meta.algorithms`)."""
+
+ENGINES = ("func", "learn2learn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +36,78 @@ class MetaBatch:
     def __len__(self) -> int:
         return len(self.subject_ids)
 
+    def chunks(self, size: int | None) -> "Iterator[MetaBatch]":
+        """Yield the tasks in order, at most `size` at a time; None: all at once."""
+        size = size or len(self)
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield MetaBatch(
+                subject_ids=self.subject_ids[part],
+                support_x=self.support_x[part],
+                support_y=self.support_y[part],
+                query_x=self.query_x[part],
+                query_y=self.query_y[part],
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaStep:
+    """What one meta-step found out."""
+
+    losses: Tensor
+    """Query loss of each task after the whole inner loop, shape (T,)."""
+    support_losses: Tensor
+    """Support loss of each task before each inner step, shape (inner_steps, T)."""
+    gradients: dict[str, Tensor]
+    """Mean meta-gradient over the tasks, by the name of the meta-parameter."""
+
 
 class Engine(Protocol):
     """What the training loop asks of an engine."""
 
+    algorithm: Algorithm
+
     def meta_gradients(
-        self, parameters: Parameters, batch: MetaBatch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the query loss of each task after adaptation, shape (T,), and the gradient of
-        their mean with respect to `parameters`."""
+        self,
+        parameters: Parameters,
+        batch: MetaBatch,
+        *,
+        plan: StepPlan | None = None,
+        generator: torch.Generator | None = None,
+    ) -> MetaStep:
+        """Adapt every task from `parameters`, which stay as they are, and differentiate.
+
+        Parameters
+        ----------
+        parameters
+            Network weights to learn and, where the algorithm learns them, inner rates.
+        plan
+            Defaults to the algorithm's last plan.
+        generator
+            Source of dropout; required where a dropout layer is active.
+        """
         ...
+
+
+def build_engine(
+    name: str, network: nn.Module, algorithm: Algorithm, *, task_chunk: int | None = None
+) -> Engine:
+    """Return the engine `name` (one of `ENGINES`) for `network`.
+
+    Raises
+    ------
+    AdaptationError
+        The engine can't run this network or algorithm; the message says which one can.
+    MissingDependencyError
+        learn2learn is not installed; the message has the line to type.
+    """
+    if check_option("meta.engine", name, ENGINES) == "learn2learn":
+        from metaecg.meta.learn2learn_engine import Learn2LearnEngine
+
+        return Learn2LearnEngine(network, algorithm, task_chunk=task_chunk)
+    from metaecg.meta.func_engine import FuncEngine
+
+    return FuncEngine(network, algorithm, task_chunk=task_chunk)
 
 
 def stack_tasks(tasks: Sequence[Task]) -> MetaBatch:
@@ -61,109 +125,39 @@ def stack_tasks(tasks: Sequence[Task]) -> MetaBatch:
     )
 
 
-class FuncEngine:
-    """MAML with `torch.func`: the tasks of a meta-batch are adapted together.
+@contextmanager
+def explicit_randomness(network: nn.Module, generator: torch.Generator | None) -> Iterator[None]:
+    """Let the network's dropout draw from `generator`, leaving the global random state as it was.
 
-    Parameters
-    ----------
-    network
-        Any network without batch statistics in training (batch norm couples the windows of a task
-        and would keep running statistics per task; group norm is the usual replacement) and without
-        a recurrent cell, which `torch.func.vmap` can't stack.
-    inner_lr, inner_steps
-        Plain gradient descent on the support; no step at all gives joint training on the queries.
-    first_order
-        Drop the second derivatives (FOMAML).
-    task_chunk
-        At most so many tasks at once; the gradients are the same, the peak memory is lower.
-    loss
-        From the network's output and the labels of one task to a number, for inner and outer loop.
+    Dropout layers know no generator but torch's own: it is borrowed, seeded, and given back.
 
     Raises
     ------
-    AdaptationError
-        The network holds batch norm, or says itself (`supports_vmap`) that it can't be stacked.
     ValueError
-        `inner_lr` or `task_chunk` is not above zero, or `inner_steps` is negative.
-
-    References
-    ----------
-    .. [1] C. Finn, P. Abbeel, S. Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
-       Networks", ICML 2017, algorithm 1 and section 5.2 (first-order approximation).
+        A dropout layer is active and there is no generator.
     """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        inner_lr: float,
-        inner_steps: int,
-        first_order: bool = False,
-        task_chunk: int | None = None,
-        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-    ) -> None:
-        _refuse_what_cannot_be_stacked(network)
-        if inner_steps < 0:
-            raise ValueError(f"inner_steps is {inner_steps}; 0 or more was expected.")
-        if task_chunk is not None:
-            check_positive("task_chunk", task_chunk)
-        self.network = network
-        self.inner_lr = check_positive("inner_lr", inner_lr)
-        self.inner_steps = inner_steps
-        self.first_order = first_order
-        self.task_chunk = task_chunk
-        self.loss = loss
-
-    def meta_gradients(
-        self, parameters: Parameters, batch: MetaBatch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the query loss of each task, shape (T,), and the gradient of their mean."""
-        chunk = self.task_chunk or len(batch)
-        losses, total = [], None
-        for start in range(0, len(batch), chunk):
-            part = [
-                column[start : start + chunk]
-                for column in (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
-            ]
-            gradients, part_losses = grad(self._sum_of_losses, has_aux=True)(
-                dict(parameters), *part
-            )
-            losses.append(part_losses)
-            total = gradients if total is None else {k: total[k] + g for k, g in gradients.items()}
-        return torch.cat(losses), {name: g / len(batch) for name, g in total.items()}
-
-    def adapt(self, parameters: Parameters, support_x: Tensor, support_y: Tensor) -> Parameters:
-        """Return the weights after the inner loop on one task's support (n, n_leads, n_samples)."""
-        adapted = dict(parameters)
-        for _ in range(self.inner_steps):
-            gradients = grad(self._loss)(adapted, support_x, support_y)
-            if self.first_order:
-                gradients = {name: g.detach() for name, g in gradients.items()}
-            adapted = {k: v - self.inner_lr * gradients[k] for k, v in adapted.items()}
-        return adapted
-
-    def _loss(self, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        return self.loss(functional_call(self.network, dict(parameters), (x,)), y)
-
-    def _sum_of_losses(self, parameters, support_x, support_y, query_x, query_y):
-        def one_task(sx, sy, qx, qy):
-            return self._loss(self.adapt(parameters, sx, sy), qx, qy)
-
-        losses = vmap(one_task, randomness="different")(support_x, support_y, query_x, query_y)
-        return losses.sum(), losses.detach()
-
-
-def _refuse_what_cannot_be_stacked(network: nn.Module) -> None:
-    for name, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise AdaptationError(
-                f"layer {name!r} is {type(module).__name__}: its statistics would mix the windows of "
-                "a task and can't be kept per task. Use a network with group norm (compact-cnn, or "
-                "resnet1d-18 with norm='group')."
-            )
-    if not getattr(network, "supports_vmap", True):
-        raise AdaptationError(
-            f"{type(network).__name__} can't run with the weights of many tasks stacked "
-            "(supports_vmap is False: recurrent cells have no such form). Use compact-cnn, net1d, or "
-            "resnet1d-18 with norm='group'."
+    name = _active_dropout(network)
+    if name is None:
+        yield
+        return
+    if generator is None:
+        raise ValueError(
+            f"layer {name!r} drops values at random, and generator is None; pass a "
+            "torch.Generator, so that the same seed gives the same result."
         )
+    with torch.random.fork_rng(devices=[]):
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+        torch.manual_seed(int(seed))
+        yield
+
+
+def _active_dropout(network: nn.Module) -> str | None:
+    for name, module in network.named_modules():
+        rate = (
+            getattr(module, "p", None) if isinstance(module, nn.modules.dropout._DropoutNd) else 0
+        )
+        if isinstance(module, nn.RNNBase):
+            rate = module.dropout
+        if rate and module.training:
+            return name
+    return None

@@ -58,7 +58,8 @@ def meta_train(
         subjects = curriculum.draw(iteration)
         batch = stack_tasks([sampler.draw(subject, rng=rng) for subject in subjects])
         values = {name: p.detach() for name, p in parameters.items()}
-        losses, gradients = engine.meta_gradients(values, batch)
+        step = engine.meta_gradients(values, batch)
+        losses, gradients = step.losses, step.gradients
         check_finite(losses, batch, iteration)
         for name, p in parameters.items():
             p.grad = gradients[name]

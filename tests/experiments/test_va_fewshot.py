@@ -400,13 +400,14 @@ def test_the_configuration_refuses_just_the_networks_that_the_engine_refuses(nam
     from metaecg.errors import AdaptationError
     from metaecg.experiments.config import build_config
     from metaecg.experiments.va_options import _network_problems
-    from metaecg.meta.engine import FuncEngine
+    from metaecg.meta.algorithms import Algorithm
+    from metaecg.meta.func_engine import FuncEngine
     from metaecg.models.registry import build_network
 
     values = {"network": {"name": name, "arguments": arguments}, "methods": ["maml+full"]}
     network = build_network(name, n_leads=1, n_samples=400, fs_hz=200.0, n_classes=2, **arguments)
     try:
-        FuncEngine(network, inner_lr=0.1, inner_steps=1)
+        FuncEngine(network, Algorithm(inner_lr=0.1, inner_steps=1))
         refused = False
     except AdaptationError:
         refused = True

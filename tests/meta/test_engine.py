@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from metaecg.data.windows import WindowSet
 from metaecg.errors import AdaptationError
-from metaecg.meta.engine import FuncEngine, MetaBatch, stack_tasks
+from metaecg.meta.algorithms import Algorithm
+from metaecg.meta.engine import MetaBatch, stack_tasks
+from metaecg.meta.func_engine import FuncEngine
 from metaecg.models.registry import NETWORKS, build_network
 from metaecg.tasks.sampler import Task
 
@@ -87,6 +89,16 @@ def make_smooth(seed=3) -> nn.Module:
         return SmoothNet().double()
 
 
+def make_engine(network, *, task_chunk=None, **algorithm) -> FuncEngine:
+    return FuncEngine(network, Algorithm(**algorithm), task_chunk=task_chunk)
+
+
+def run(engine, parameters, batch):
+    """Return losses and gradients of one meta-step."""
+    step = engine.meta_gradients(parameters, batch)
+    return step.losses, step.gradients
+
+
 def parameters_of(network) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in network.named_parameters()}
 
@@ -144,9 +156,9 @@ def test_the_gradient_of_one_step_of_logistic_regression_is_that_worked_out_on_p
                      so (3/4) ln 3 in w: the second-order answer.
     """
     network = OneWeight()
-    engine = FuncEngine(network, inner_lr=0.5, inner_steps=1, first_order=first_order)
+    engine = make_engine(network, inner_lr=0.5, inner_steps=1, first_order=first_order)
     batch = one_window_tasks((2.0, 1, 2 * LN3, 0))
-    losses, gradients = engine.meta_gradients(parameters_of(network), batch)
+    losses, gradients = run(engine, parameters_of(network), batch)
     assert losses.tolist() == pytest.approx([np.log(4.0)], rel=1e-12)
     assert gradients["w"].item() == pytest.approx(gradient, rel=1e-12)
 
@@ -154,9 +166,9 @@ def test_the_gradient_of_one_step_of_logistic_regression_is_that_worked_out_on_p
 def test_the_gradient_is_the_mean_over_tasks_and_the_losses_stand_in_their_order():
     """The second task's query is 0: its loss is ln 2 whatever w is, its gradient 0."""
     network = OneWeight()
-    engine = FuncEngine(network, inner_lr=0.5, inner_steps=1)
+    engine = make_engine(network, inner_lr=0.5, inner_steps=1)
     batch = one_window_tasks((2.0, 1, 2 * LN3, 0), (2.0, 1, 0.0, 0))
-    losses, gradients = engine.meta_gradients(parameters_of(network), batch)
+    losses, gradients = run(engine, parameters_of(network), batch)
     assert losses.tolist() == pytest.approx([np.log(4.0), np.log(2.0)], rel=1e-12)
     assert gradients["w"].item() == pytest.approx(0.75 * LN3 / 2, rel=1e-12)
 
@@ -166,15 +178,17 @@ def test_the_gradient_is_the_mean_over_tasks_and_the_losses_stand_in_their_order
 def test_losses_and_gradients_are_those_of_an_explicit_loop(inner_steps, first_order):
     network, batch = make_smooth(), random_batch()
     settings = {"inner_lr": 0.3, "inner_steps": inner_steps, "first_order": first_order}
-    found = FuncEngine(network, **settings).meta_gradients(parameters_of(network), batch)
+    found = run(make_engine(network, **settings), parameters_of(network), batch)
     assert_same(found, explicit_maml(network, batch, **settings))
 
 
 def test_second_order_differs_from_first_order():
     network, batch = make_smooth(), random_batch()
     first, second = (
-        FuncEngine(network, inner_lr=0.3, inner_steps=2, first_order=first_order).meta_gradients(
-            parameters_of(network), batch
+        run(
+            make_engine(network, inner_lr=0.3, inner_steps=2, first_order=first_order),
+            parameters_of(network),
+            batch,
         )
         for first_order in (True, False)
     )
@@ -186,24 +200,24 @@ def test_second_order_differs_from_first_order():
 @pytest.mark.parametrize("task_chunk", [1, 2, 5, 9])
 def test_tasks_in_chunks_give_the_same_losses_and_gradients(task_chunk):
     network, batch = make_smooth(), random_batch(n_tasks=5)
-    whole = FuncEngine(network, inner_lr=0.3, inner_steps=2)
-    parts = FuncEngine(network, inner_lr=0.3, inner_steps=2, task_chunk=task_chunk)
-    expected = whole.meta_gradients(parameters_of(network), batch)
-    assert_same(parts.meta_gradients(parameters_of(network), batch), expected)
+    whole = make_engine(network, inner_lr=0.3, inner_steps=2)
+    parts = make_engine(network, inner_lr=0.3, inner_steps=2, task_chunk=task_chunk)
+    expected = run(whole, parameters_of(network), batch)
+    assert_same(run(parts, parameters_of(network), batch), expected)
 
 
 def test_a_chunk_holds_no_more_tasks_than_asked_for(monkeypatch):
     sizes = []
     network, batch = make_smooth(), random_batch(n_tasks=5)
-    engine = FuncEngine(network, inner_lr=0.3, inner_steps=1, task_chunk=2)
-    inner = engine._sum_of_losses
+    engine = make_engine(network, inner_lr=0.3, inner_steps=1, task_chunk=2)
+    inner = engine._chunk
 
-    def counted(parameters, support_x, *rest):
-        sizes.append(len(support_x))
-        return inner(parameters, support_x, *rest)
+    def counted(parameters, part, plan):
+        sizes.append(len(part))
+        return inner(parameters, part, plan)
 
-    monkeypatch.setattr(engine, "_sum_of_losses", counted)
-    engine.meta_gradients(parameters_of(network), batch)
+    monkeypatch.setattr(engine, "_chunk", counted)
+    run(engine, parameters_of(network), batch)
     assert sizes == [2, 2, 1]
 
 
@@ -211,7 +225,7 @@ def test_neither_the_weights_nor_the_network_are_changed():
     network, batch = make_smooth(), random_batch()
     parameters = parameters_of(network)
     before = {name: p.clone() for name, p in parameters.items()}
-    FuncEngine(network, inner_lr=0.3, inner_steps=2).meta_gradients(parameters, batch)
+    run(make_engine(network, inner_lr=0.3, inner_steps=2), parameters, batch)
     assert all(torch.equal(parameters[name], before[name]) for name in before)
     assert all(torch.equal(p, before[name]) for name, p in network.named_parameters())
     assert all(p.grad is None for p in network.parameters())
@@ -219,9 +233,10 @@ def test_neither_the_weights_nor_the_network_are_changed():
 
 def test_adapting_lowers_the_loss_on_the_support():
     network, batch = make_smooth(), random_batch(n_tasks=1)
-    engine = FuncEngine(network, inner_lr=0.3, inner_steps=20)
+    engine = make_engine(network, inner_lr=0.3, inner_steps=20)
     x, y = batch.support_x[0], batch.support_y[0]
-    adapted = engine.adapt(parameters_of(network), x, y)
+    adapted = engine.adapt(parameters_of(network), x[None], y[None])
+    adapted = {name: w[0] for name, w in adapted.items()}
     before = F.cross_entropy(network(x), y)
     assert F.cross_entropy(functional_call(network, dict(adapted), (x,)), y) < 0.8 * before
 
@@ -229,12 +244,12 @@ def test_adapting_lowers_the_loss_on_the_support():
 def test_a_frozen_weight_takes_part_and_gets_no_gradient():
     network, batch = make_smooth(), random_batch()
     trained = {n: p for n, p in parameters_of(network).items() if not n.startswith("conv")}
-    engine = FuncEngine(network, inner_lr=0.3, inner_steps=1, first_order=True)
-    losses, gradients = engine.meta_gradients(trained, batch)
+    engine = make_engine(network, inner_lr=0.3, inner_steps=1, first_order=True)
+    losses, gradients = run(engine, trained, batch)
     assert sorted(gradients) == sorted(trained)
     with torch.no_grad():
         network.conv.weight += 0.5
-    assert not torch.equal(engine.meta_gradients(trained, batch)[0], losses)
+    assert not torch.equal(run(engine, trained, batch)[0], losses)
 
 
 @pytest.mark.parametrize(("name", "kwargs"), STACKABLE, ids=str)
@@ -242,7 +257,7 @@ def test_every_network_that_can_be_stacked_has_the_gradients_of_an_explicit_loop
     network = make_registered(name, **kwargs).double()
     batch = random_batch(n_tasks=2, n_leads=1, n_samples=50, n_classes=2)
     settings = {"inner_lr": 0.05, "inner_steps": 2, "first_order": False}
-    found = FuncEngine(network, **settings).meta_gradients(parameters_of(network), batch)
+    found = run(make_engine(network, **settings), parameters_of(network), batch)
     assert_same(found, explicit_maml(network, batch, **settings), rtol=1e-7)
     assert any(gradient.abs().max() > 0 for gradient in found[1].values())
 
@@ -250,7 +265,7 @@ def test_every_network_that_can_be_stacked_has_the_gradients_of_an_explicit_loop
 @pytest.mark.parametrize("name", NOT_STACKABLE)
 def test_a_network_that_cannot_be_stacked_is_refused_with_one_that_can(name):
     with pytest.raises(AdaptationError, match="compact-cnn"):
-        FuncEngine(make_registered(name), inner_lr=0.1, inner_steps=1)
+        make_engine(make_registered(name), inner_lr=0.1, inner_steps=1)
 
 
 def test_every_network_of_the_registry_is_stacked_or_refused_here():
@@ -263,7 +278,7 @@ def test_batch_norm_is_refused_with_the_name_of_its_layer_and_the_way_out():
     network = nn.Sequential(nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4))
     expected = r"layer '1' is BatchNorm1d: .*group norm \(compact-cnn, or resnet1d-18 with norm="
     with pytest.raises(AdaptationError, match=expected):
-        FuncEngine(network, inner_lr=0.1, inner_steps=1)
+        make_engine(network, inner_lr=0.1, inner_steps=1)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +291,7 @@ def test_batch_norm_is_refused_with_the_name_of_its_layer_and_the_way_out():
 )
 def test_a_setting_out_of_range_is_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
-        FuncEngine(make_smooth(), **settings)
+        make_engine(make_smooth(), **settings)
 
 
 def test_stacked_tasks_keep_their_order_and_their_sides():
@@ -358,14 +373,9 @@ def test_the_meta_gradient_on_a_quadratic_is_the_one_found_by_hand(inner_steps):
     adapted = a + shrink * (w - a)
     for first_order, factor in ((False, shrink), (True, 1.0)):
         network = OneNumber(w)
-        engine = FuncEngine(
-            network,
-            inner_lr=rate,
-            inner_steps=inner_steps,
-            first_order=first_order,
-            loss=half_square,
-        )
-        losses, gradients = engine.meta_gradients(dict(network.named_parameters()), batch)
+        algorithm = Algorithm(inner_lr=rate, inner_steps=inner_steps, first_order=first_order)
+        engine = FuncEngine(network, algorithm, loss=half_square)
+        losses, gradients = run(engine, dict(network.named_parameters()), batch)
         assert losses.tolist() == pytest.approx((0.5 * (adapted - b) ** 2).tolist(), rel=1e-12)
         expected = float(np.mean((adapted - b) * factor))
         assert gradients["weight"].item() == pytest.approx(expected, rel=1e-12)

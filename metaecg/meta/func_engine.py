@@ -1,0 +1,172 @@
+"""The default engine: the tasks of a meta-batch are adapted together, with `torch.func`.
+
+Every task has its own copy of the weights, stacked along a first dimension and carried by
+`torch.func.vmap`.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.nn import functional as F
+
+from metaecg.checks import check_positive
+from metaecg.errors import AdaptationError
+from metaecg.meta.algorithms import Algorithm, StepPlan, head_names
+from metaecg.meta.engine import MetaBatch, MetaStep, Parameters, explicit_randomness
+from metaecg.meta.stacked import Loss, VmapModel
+from metaecg.meta.unrolled import descend, meta_step
+
+
+class FuncEngine:
+    """Adapt the tasks of a meta-batch together with `torch.func`.
+
+    Parameters
+    ----------
+    network
+        Any network without batch statistics in training (batch norm couples the windows of a task
+        and would keep running statistics per task; group norm is the usual replacement) and without
+        a recurrent cell, which `torch.func.vmap` can't stack. Under anil the body is shared by the
+        tasks, and a recurrent cell does no harm there.
+    algorithm
+        What the inner loop adapts and what is learned.
+    task_chunk
+        At most so many tasks at once; the gradients are the same (dropout draws other values), the
+        peak memory is lower.
+    loss
+        From the network's output and the labels of one task to a number, for inner and outer loop.
+
+    Raises
+    ------
+    AdaptationError
+        The network holds batch norm, or says itself (`supports_vmap`) that it can't be stacked, or
+        has no features and head for anil.
+    ValueError
+        `task_chunk` is not above zero.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        algorithm: Algorithm,
+        *,
+        task_chunk: int | None = None,
+        loss: Loss = F.cross_entropy,
+    ) -> None:
+        _refuse_what_cannot_run(network, algorithm)
+        if task_chunk is not None:
+            check_positive("task_chunk", task_chunk)
+        self.network = network
+        self.algorithm = algorithm
+        self.task_chunk = task_chunk
+        self.loss = loss
+        self.model = VmapModel(network, loss)
+
+    def meta_gradients(
+        self,
+        parameters: Parameters,
+        batch: MetaBatch,
+        *,
+        plan: StepPlan | None = None,
+        generator: torch.Generator | None = None,
+    ) -> MetaStep:
+        """Return losses and the mean meta-gradient; see `metaecg.meta.engine.Engine`."""
+        plan = plan or self.algorithm.final_plan()
+        with explicit_randomness(self.network, generator):
+            steps = [self._chunk(parameters, part, plan) for part in batch.chunks(self.task_chunk)]
+        return MetaStep(
+            losses=torch.cat([step.losses for step in steps]),
+            support_losses=torch.cat([step.support_losses for step in steps], dim=1),
+            gradients={
+                name: sum(step.gradients[name] for step in steps) / len(batch)
+                for name in parameters
+            },
+        )
+
+    def adapt(self, parameters: Parameters, x: Tensor, y: Tensor) -> Parameters:
+        """Return the weights after the inner loop, one copy per task.
+
+        `x` are the windows of T tasks (T, n, n_leads, n_samples), `y` their labels (T, n).
+        """
+        return descend(self.model, self.algorithm, parameters, x, y).points[-1]
+
+    def _chunk(self, parameters: Parameters, batch: MetaBatch, plan: StepPlan) -> MetaStep:
+        """Like `meta_gradients`, with the sum of the gradients in place of their mean."""
+        if self.algorithm.adapts_head_only:
+            return self._through_features(parameters, batch, plan)
+        return meta_step(self.model, self.algorithm, parameters, batch, plan)
+
+    def _through_features(
+        self, parameters: Parameters, batch: MetaBatch, plan: StepPlan
+    ) -> MetaStep:
+        """Run the body once over the windows of all tasks: under anil they share it."""
+        windows = torch.cat([batch.support_x, batch.query_x], dim=1)
+        n_support = batch.support_x.shape[1]
+
+        def summed(parameters):
+            named = {f"network.{name}": p for name, p in parameters.items()}
+            features = functional_call(_Body(self.network), named, (windows.flatten(0, 1),))
+            support, query = features.unflatten(0, windows.shape[:2]).tensor_split([n_support], 1)
+            head = {k.removeprefix("head."): parameters[k] for k in head_names(parameters)}
+            one_task = self._head_loop(head, first_order=plan.first_order)
+            losses, support_losses = vmap(one_task)(support, batch.support_y, query, batch.query_y)
+            return losses.sum(), (losses.detach(), support_losses)
+
+        gradients, (losses, support_losses) = grad(summed, has_aux=True)(dict(parameters))
+        return MetaStep(losses=losses, support_losses=support_losses.T, gradients=gradients)
+
+    def _head_loop(self, head: Parameters, *, first_order: bool):
+        """Return the function from the features of one task to its query and support losses."""
+
+        def loss_of(weights, features, y):
+            return self.loss(functional_call(self.network.head, weights, (features,)), y)
+
+        def one_task(support, support_y, query, query_y):
+            weights, losses = dict(head), []
+            for _ in range(self.algorithm.inner_steps):
+                slope, loss = grad_and_value(loss_of)(weights, support, support_y)
+                if first_order:
+                    slope = {name: g.detach() for name, g in slope.items()}
+                weights = {k: w - self.algorithm.inner_lr * slope[k] for k, w in weights.items()}
+                losses.append(loss.detach())
+            return loss_of(weights, query, query_y), torch.stack(losses)
+
+        return one_task
+
+
+class _Body(nn.Module):
+    """Call a network's features instead of its logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.features(x)
+
+
+def _refuse_what_cannot_run(network: nn.Module, algorithm: Algorithm) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise AdaptationError(
+                f"layer {name!r} is {type(module).__name__}: its statistics would mix the windows of "
+                "a task and can't be kept per task. Use a network with group norm (compact-cnn, or "
+                "resnet1d-18 with norm='group')."
+            )
+    if algorithm.adapts_head_only:
+        _refuse_without_features(network)
+    elif not getattr(network, "supports_vmap", True):
+        raise AdaptationError(
+            f"{type(network).__name__} can't run with the weights of many tasks stacked "
+            "(supports_vmap is False: recurrent cells have no such form). Use compact-cnn, net1d, or "
+            "resnet1d-18 with norm='group'; or the engine learn2learn, which takes one task after "
+            "the other."
+        )
+
+
+def _refuse_without_features(network: nn.Module) -> None:
+    missing = [name for name in ("features", "head") if not hasattr(network, name)]
+    if missing:
+        raise AdaptationError(
+            f"{type(network).__name__} has no {' and no '.join(missing)}; anil adapts the head on "
+            "the features. Use a network of metaecg.models.registry."
+        )
