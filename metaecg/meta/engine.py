@@ -153,11 +153,12 @@ def explicit_randomness(network: nn.Module, generator: torch.Generator | None) -
 
 def _active_dropout(network: nn.Module) -> str | None:
     for name, module in network.named_modules():
-        rate = (
-            getattr(module, "p", None) if isinstance(module, nn.modules.dropout._DropoutNd) else 0
-        )
-        if isinstance(module, nn.RNNBase):
-            rate = module.dropout
-        if rate and module.training:
+        if module.training and _dropout_rate(module):
             return name
     return None
+
+
+def _dropout_rate(module: nn.Module) -> float:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p
+    return module.dropout if isinstance(module, nn.RNNBase | nn.MultiheadAttention) else 0.0

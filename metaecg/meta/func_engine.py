@@ -14,7 +14,7 @@ from metaecg.errors import AdaptationError
 from metaecg.meta.algorithms import Algorithm, StepPlan, head_names
 from metaecg.meta.engine import MetaBatch, MetaStep, Parameters, explicit_randomness
 from metaecg.meta.stacked import Loss, VmapModel
-from metaecg.meta.unrolled import descend, meta_step
+from metaecg.meta.unrolled import meta_step
 
 
 class FuncEngine:
@@ -71,7 +71,8 @@ class FuncEngine:
     ) -> MetaStep:
         """Return losses and the mean meta-gradient; see `metaecg.meta.engine.Engine`."""
         plan = plan or self.algorithm.final_plan()
-        with explicit_randomness(self.network, generator):
+        # No tape outside torch.func's own: it would hold the graph of every chunk to the end.
+        with torch.no_grad(), explicit_randomness(self.network, generator):
             steps = [self._chunk(parameters, part, plan) for part in batch.chunks(self.task_chunk)]
         return MetaStep(
             losses=torch.cat([step.losses for step in steps]),
@@ -81,13 +82,6 @@ class FuncEngine:
                 for name in parameters
             },
         )
-
-    def adapt(self, parameters: Parameters, x: Tensor, y: Tensor) -> Parameters:
-        """Return the weights after the inner loop, one copy per task.
-
-        `x` are the windows of T tasks (T, n, n_leads, n_samples), `y` their labels (T, n).
-        """
-        return descend(self.model, self.algorithm, parameters, x, y).points[-1]
 
     def _chunk(self, parameters: Parameters, batch: MetaBatch, plan: StepPlan) -> MetaStep:
         """Like `meta_gradients`, with the sum of the gradients in place of their mean."""
@@ -108,7 +102,9 @@ class FuncEngine:
             support, query = features.unflatten(0, windows.shape[:2]).tensor_split([n_support], 1)
             head = {k.removeprefix("head."): parameters[k] for k in head_names(parameters)}
             one_task = self._head_loop(head, first_order=plan.first_order)
-            losses, support_losses = vmap(one_task)(support, batch.support_y, query, batch.query_y)
+            losses, support_losses = vmap(one_task, randomness="different")(
+                support, batch.support_y, query, batch.query_y
+            )
             return losses.sum(), (losses.detach(), support_losses)
 
         gradients, (losses, support_losses) = grad(summed, has_aux=True)(dict(parameters))
@@ -148,9 +144,10 @@ def _refuse_what_cannot_run(network: nn.Module, algorithm: Algorithm) -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise AdaptationError(
-                f"layer {name!r} is {type(module).__name__}: its statistics would mix the windows of "
-                "a task and can't be kept per task. Use a network with group norm (compact-cnn, or "
-                "resnet1d-18 with norm='group')."
+                f"layer {name!r} is {type(module).__name__}: its statistics can't be kept "
+                "apart for tasks that run together. Use a network with group norm (compact-cnn, or "
+                "resnet1d-18 with norm='group'), or the engine learn2learn, which takes one task "
+                "after the other."
             )
     if algorithm.adapts_head_only:
         _refuse_without_features(network)
