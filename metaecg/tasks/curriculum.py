@@ -134,6 +134,37 @@ class Curriculum:
             [self._index[s] for s in subject_ids], check_scores(losses, name="losses")
         )
 
+    def state(self) -> dict:
+        """Return all that decides the next draws, as JSON values for `restore`: a copy."""
+        return {
+            "subject_ids": list(self.subject_ids),
+            "difficulty": self.difficulty.tolist(),
+            "losses": self._losses.state(),
+            "n_drawn": self._n_drawn.tolist(),
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go back to a `state` of a curriculum with the same settings.
+
+        The difficulties are those of the state, so they need not be measured again.
+
+        Raises
+        ------
+        DataError
+            The state is one of other subjects.
+        """
+        if state["subject_ids"] != list(self.subject_ids):
+            raise DataError(
+                f"the curriculum's state is one of {len(state['subject_ids'])} other subjects than "
+                f"its {len(self.subject_ids)}; restore it into a curriculum of the same ones."
+            )
+        self._losses.restore(state["losses"])
+        if not self._follows:
+            self._scores = check_scores(state["difficulty"])
+        self._n_drawn = np.array(state["n_drawn"], dtype=np.int64)
+        self._rng.bit_generator.state = state["rng"]
+
     def n_admitted(self, iteration: int) -> int:
         """Count the subjects that may be drawn at `iteration`, as things stand now."""
         return int(self.pacing.admitted(self._progress(iteration)).sum())

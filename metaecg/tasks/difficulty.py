@@ -57,6 +57,19 @@ class RunningLoss:
             self._values[i] = kept * self._values[i] + (1.0 - kept) * loss
             self._is_seen[i] = True
 
+    def state(self) -> dict:
+        """Return what has been observed so far, as JSON values for `restore`."""
+        return {"values": self._values.tolist(), "is_seen": self._is_seen.tolist()}
+
+    def restore(self, state: dict) -> None:
+        """Go back to a `state`, of as many subjects."""
+        if len(state["values"]) != len(self._values):
+            raise ValueError(
+                f"the state has {len(state['values'])} subjects; {len(self._values)} were expected."
+            )
+        self._values = check_scores(state["values"]).copy()
+        self._is_seen = np.array(state["is_seen"], dtype=bool)
+
 
 def initial_loss(subject_ids: Sequence[str], loss_of: LossOf) -> np.ndarray:
     """Return MetaVA's difficulty: the softmax over subjects of the initial model's loss.

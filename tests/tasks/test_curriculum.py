@@ -1,5 +1,7 @@
 """Difficulties, pacings and the curriculum: who may be drawn when, with answers to read off."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -306,3 +308,54 @@ def test_the_plot_orders_the_subjects_by_difficulty():
     assert figure.data[0].text[0] == "easy"
     assert figure.data[0].y[0] == 0
     assert figure.data[1].y.tolist() == (seen.n_admitted - 0.5).tolist()
+
+
+@pytest.mark.parametrize("pacing", PACINGS)
+@pytest.mark.parametrize("running", [False, True], ids=["fixed", "running"])
+def test_a_restored_curriculum_draws_what_the_first_would_have_drawn(pacing, running):
+    def build(scores):
+        difficulty = RunningLoss(scores) if running else scores
+        rng = np.random.default_rng(7)
+        return Curriculum(
+            SUBJECTS,
+            pacing=pacing,
+            difficulty=difficulty,
+            n_iterations=20,
+            meta_batch_size=4,
+            rng=rng,
+        )
+
+    def go_on(curriculum, iterations):
+        drawn = []
+        for iteration in iterations:
+            drawn.append(curriculum.draw(iteration))
+            losses = [int(s[1:]) % 7 + iteration / 10 for s in drawn[-1]]
+            curriculum.observe(drawn[-1], losses)
+        return drawn
+
+    first = build(SOFTMAX)
+    go_on(first, range(8))
+    state = json.loads(json.dumps(first.state()))
+    restored = build(np.zeros(N))
+    restored.restore(state)
+    expected = go_on(first, range(8, 20))
+    assert go_on(restored, range(8, 20)) == expected
+    assert restored.difficulty.tolist() == first.difficulty.tolist()
+    assert restored.state() == first.state()
+
+
+def test_the_state_of_other_subjects_is_refused():
+    def build(subjects):
+        return Curriculum(
+            subjects,
+            pacing="none",
+            difficulty=np.zeros(len(subjects)),
+            n_iterations=1,
+            meta_batch_size=1,
+            rng=np.random.default_rng(7),
+        )
+
+    with pytest.raises(DataError, match="one of 2 other subjects than its 3"):
+        build(["a", "b", "c"]).restore(build(["a", "b"]).state())
+    with pytest.raises(ValueError, match="the state has 2 subjects; 3 were expected"):
+        RunningLoss(np.zeros(3)).restore(RunningLoss(np.zeros(2)).state())
