@@ -71,7 +71,7 @@ class Algorithm:
     Raises
     ------
     ValueError
-        A name that is none, `inner_lr` not above zero, too few `inner_steps`.
+        A name that is none, `inner_lr` not above zero, `inner_steps` too few or not whole.
 
     References
     ----------
@@ -103,8 +103,10 @@ class Algorithm:
     def __post_init__(self) -> None:
         check_option("algorithm", self.name, ALGORITHMS)
         check_positive("inner_lr", self.inner_lr)
-        if self.inner_steps < 0:
-            raise ValueError(f"inner_steps is {self.inner_steps}; 0 or more was expected.")
+        if self.inner_steps != int(self.inner_steps) or self.inner_steps < 0:
+            raise ValueError(
+                f"inner_steps is {self.inner_steps}; a whole number, 0 or more, was expected."
+            )
         if self.inner_steps == 0 and self.name not in ("maml", "fomaml"):
             raise ValueError(
                 f"inner_steps is 0, and {self.name} needs at least 1; use maml for joint training."
@@ -175,6 +177,40 @@ def split_rates(
 def is_rate(name: str) -> bool:
     """Tell whether a meta-parameter of this name is a learned inner rate."""
     return name.startswith(RATE_PREFIX)
+
+
+def check_meta_step(algorithm: Algorithm, parameters: Mapping[str, Tensor], plan: StepPlan) -> None:
+    """Refuse a plan, or learned rates, that are not for this algorithm.
+
+    Raises
+    ------
+    ValueError
+        Loss weights for another number of inner steps, or for earlier steps under anil or reptile;
+        rates that are missing, superfluous or of another shape.
+    """
+    n = max(1, algorithm.inner_steps)
+    if len(plan.loss_weights) != n:
+        raise ValueError(
+            f"plan.loss_weights is {plan.loss_weights}; {n} were expected, one per inner step."
+        )
+    if algorithm.name in ("anil", "reptile") and plan.is_multi_step:
+        raise ValueError(
+            f"plan.loss_weights is {plan.loss_weights}, and {algorithm.name} knows the last query "
+            "loss alone; use maml++."
+        )
+    weights, rates = split_rates(parameters)
+    expected = {name: rate.shape for name, rate in algorithm.initial_rates(weights).items()}
+    found = {RATE_PREFIX + name: rate.shape for name, rate in rates.items()}
+    for name in (expected | found).keys():
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"{name} is {_shape_of(found, name)} and {algorithm.name} expects "
+                f"it {_shape_of(expected, name)}; pass the weights and Algorithm.initial_rates(weights)."
+            )
+
+
+def _shape_of(shapes: Mapping[str, torch.Size], name: str) -> str:
+    return f"of shape {tuple(shapes[name])}" if name in shapes else "not there"
 
 
 def head_names(names: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from metaecg.checks import check_positive
 from metaecg.errors import AdaptationError
-from metaecg.meta.algorithms import Algorithm, StepPlan, head_names
+from metaecg.meta.algorithms import Algorithm, StepPlan, check_meta_step, head_names
 from metaecg.meta.engine import MetaBatch, MetaStep, Parameters, explicit_randomness
 from metaecg.meta.stacked import Loss, VmapModel
 from metaecg.meta.unrolled import meta_step
@@ -71,6 +71,7 @@ class FuncEngine:
     ) -> MetaStep:
         """Return losses and the mean meta-gradient; see `metaecg.meta.engine.Engine`."""
         plan = plan or self.algorithm.final_plan()
+        check_meta_step(self.algorithm, parameters, plan)
         # No tape outside torch.func's own: it would hold the graph of every chunk to the end.
         with torch.no_grad(), explicit_randomness(self.network, generator):
             steps = [self._chunk(parameters, part, plan) for part in batch.chunks(self.task_chunk)]
