@@ -1,8 +1,6 @@
 """A meta-step as its definition reads: one task after the other, on autograd's tape, nothing shared
 with the engines. What the engines answer is compared with it."""
 
-from itertools import count
-
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -115,7 +113,7 @@ def explicit_step(
         after = after or [loss_at(point, "query")]
         total = total + sum(w * q for w, q in zip(loss_weights, after, strict=True))
         losses.append(after[-1].detach())
-        support_losses.append(torch.stack(before) if before else value_free(batch))
+        support_losses.append(torch.stack(before) if before else batch.support_x.new_zeros(0))
     meta = weights | {f"inner_lr.{name}": rate for name, rate in rates.items()}
     slopes = torch.autograd.grad(total / len(batch), list(meta.values()), materialize_grads=True)
     return MetaStep(
@@ -123,10 +121,6 @@ def explicit_step(
         support_losses=torch.stack(support_losses, dim=1),
         gradients=dict(zip(meta, slopes, strict=True)),
     )
-
-
-def value_free(batch: MetaBatch) -> torch.Tensor:
-    return batch.support_x.new_zeros(0)
 
 
 def constant(inner_lr: float):
@@ -163,18 +157,6 @@ def explicit_reptile(network, weights, batch, *, inner_lr, inner_steps):
         support_losses=torch.stack(support_losses, dim=1),
         gradients=total,
     )
-
-
-class RecordedDropout(nn.Module):
-    """Drops by masks given beforehand, one per call, in order."""
-
-    def __init__(self, masks) -> None:
-        super().__init__()
-        self.masks = masks
-        self.calls = count()
-
-    def forward(self, x):
-        return x * self.masks[next(self.calls)]
 
 
 def assert_same_step(found: MetaStep, expected: MetaStep, *, rtol=1e-9, atol=1e-12) -> None:
