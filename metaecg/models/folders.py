@@ -1,4 +1,4 @@
-"""Write a folder of a few small files so that a reader never sees half of it."""
+"""Write a file, or a folder of a few small files, so that a reader never sees half of it."""
 
 import os
 import shutil
@@ -43,6 +43,23 @@ def write_folder(folder: str | Path, files: Mapping[str, bytes]) -> None:
         _sync_folder(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_file(path: str | Path, content: bytes) -> None:
+    """Write `content` as the file `path`, replacing one that is there; parent folders are made.
+
+    It is written beside its place, brought to the disk and renamed: whoever opens `path` finds all
+    of the old file or all of the new one.
+    """
+    path = Path(os.path.abspath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.parent / f".{path.name}.{uuid.uuid4().hex}.new"
+    try:
+        _write_synced(beside, content)
+        os.replace(beside, path)
+        _sync_folder(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _refuse_foreign(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -5,45 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from swapped_patients import N_SAMPLES, make_windows
 from torch import nn
 
-from metaecg.data.windows import WindowSet
 from metaecg.errors import AdaptationError
-from metaecg.meta.engine import FuncEngine, stack_tasks
+from metaecg.meta.algorithms import Algorithm
+from metaecg.meta.engine import MetaStep, stack_tasks
+from metaecg.meta.func_engine import FuncEngine
 from metaecg.meta.loop import meta_train
 from metaecg.tasks.curriculum import Curriculum
 from metaecg.tasks.sampler import TaskSampler
 
-N_SAMPLES = 8
-TRAINING, NEW = ("a", "b", "c", "d"), ("x", "y")
-
-
-def make_windows(subjects=TRAINING, *, n_per_class=20, seed=7) -> WindowSet:
-    """Patients whose electrodes are swapped or not: a rising window is VA in one, not in the next.
-
-    No detector can be right for both without having seen some of a patient's own windows.
-    """
-    rng = np.random.default_rng(seed)
-    n = 2 * n_per_class
-    labels = np.tile(np.array([0, 1]), n_per_class)
-    parts = []
-    for number, _ in enumerate(subjects):
-        rises = (2 * labels - 1) * (-1) ** number
-        shape = rises[:, None] * np.linspace(-1, 1, N_SAMPLES)
-        parts.append(shape + 0.3 * rng.standard_normal((n, N_SAMPLES)))
-    times = np.tile(2.0 * np.arange(n), len(subjects))
-    names = np.repeat(np.array(subjects), n)
-    return WindowSet(
-        windows=np.concatenate(parts)[:, None].astype(np.float32),
-        labels=np.tile(labels, len(subjects)),
-        is_mixed=np.zeros(len(names), dtype=bool),
-        subject_ids=names,
-        record_ids=names,
-        start_s=times,
-        time_s=times,
-        fs_hz=4.0,
-        window_s=2.0,
-    )
+NEW = ("x", "y")
 
 
 def make_network(seed=0) -> nn.Module:
@@ -59,13 +32,20 @@ def weights_of(network) -> list[torch.Tensor]:
 class ScriptedEngine:
     """Answers with the losses of a script and one constant gradient."""
 
-    def __init__(self, losses, gradient=0.1):
-        self.losses, self.gradient, self.batches = iter(losses), gradient, []
+    def __init__(self, losses, gradient=0.1, *, support=(0.5,), **algorithm):
+        self.losses, self.gradient, self.support = iter(losses), gradient, support
+        self.algorithm = Algorithm(inner_lr=0.1, inner_steps=len(support), **algorithm)
+        self.batches, self.plans = [], []
 
-    def meta_gradients(self, parameters, batch):
+    def meta_gradients(self, parameters, batch, *, plan=None, generator=None):
         self.batches.append(batch)
-        gradients = {n: torch.full_like(p, self.gradient) for n, p in parameters.items()}
-        return torch.tensor(next(self.losses)), gradients
+        self.plans.append(plan)
+        support = [row if isinstance(row, list) else [row] * len(batch) for row in self.support]
+        return MetaStep(
+            losses=torch.tensor(next(self.losses)),
+            support_losses=torch.tensor(support),
+            gradients={n: torch.full_like(p, self.gradient) for n, p in parameters.items()},
+        )
 
 
 class ScriptedCurriculum:
@@ -82,8 +62,18 @@ class ScriptedCurriculum:
         self.observed.append((list(subject_ids), losses))
 
 
-def train(network, engine, *, curriculum=None, n_iterations, seed=1, outer_lr=0.01, **settings):
-    sampler = TaskSampler(make_windows(), n_shots=3, n_query=3)
+def train(
+    network,
+    engine,
+    *,
+    windows=None,
+    curriculum=None,
+    n_iterations,
+    seed=1,
+    outer_lr=0.01,
+    **settings,
+):
+    sampler = TaskSampler(windows or make_windows(), n_shots=3, n_query=3)
     curriculum = curriculum or Curriculum(
         sampler.subject_ids,
         pacing="none",
@@ -92,7 +82,7 @@ def train(network, engine, *, curriculum=None, n_iterations, seed=1, outer_lr=0.
         meta_batch_size=4,
         rng=np.random.default_rng(0),
     )
-    meta_train(
+    return meta_train(
         network,
         engine=engine,
         sampler=sampler,
@@ -109,16 +99,16 @@ def loss_after_adaptation(network, engine) -> float:
     sampler = TaskSampler(make_windows(NEW, seed=99), n_shots=3, n_query=10)
     rng = np.random.default_rng(5)
     batch = stack_tasks([sampler.draw(subject, rng=rng) for subject in NEW])
-    losses, _ = engine.meta_gradients({n: p.detach() for n, p in network.named_parameters()}, batch)
-    return losses.mean().item()
+    weights = {n: p.detach() for n, p in network.named_parameters()}
+    return engine.meta_gradients(weights, batch).losses.mean().item()
 
 
 def test_meta_training_lowers_the_loss_of_new_patients_after_adaptation():
     network = make_network()
-    engine = FuncEngine(network, inner_lr=0.3, inner_steps=2)
+    engine = FuncEngine(network, Algorithm(inner_lr=0.3, inner_steps=2))
     before = loss_after_adaptation(network, engine)
     train(network, engine, n_iterations=60, outer_lr=0.02)
-    unadapted = FuncEngine(network, inner_lr=0.3, inner_steps=0)
+    unadapted = FuncEngine(network, Algorithm(inner_lr=0.3, inner_steps=0))
     assert before > 0.15
     assert loss_after_adaptation(network, engine) < 0.05
     assert loss_after_adaptation(network, unadapted) > 0.5  # it is adaptation that does it
@@ -128,7 +118,12 @@ def test_the_same_generators_give_the_same_weights_and_others_other_ones():
     found = []
     for seed in (1, 1, 2):
         network = make_network()
-        train(network, FuncEngine(network, inner_lr=0.3, inner_steps=1), n_iterations=4, seed=seed)
+        train(
+            network,
+            FuncEngine(network, Algorithm(inner_lr=0.3, inner_steps=1)),
+            n_iterations=4,
+            seed=seed,
+        )
         found.append(torch.cat([p.flatten() for p in weights_of(network)]))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
@@ -137,7 +132,7 @@ def test_the_same_generators_give_the_same_weights_and_others_other_ones():
 def test_training_leaves_the_global_random_states_alone():
     network = make_network()
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    train(network, FuncEngine(network, inner_lr=0.3, inner_steps=1), n_iterations=2)
+    train(network, FuncEngine(network, Algorithm(inner_lr=0.3, inner_steps=1)), n_iterations=2)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
 
@@ -148,7 +143,7 @@ def test_a_loss_that_is_not_finite_names_iteration_and_subject_and_keeps_the_las
 ):
     network, seen = make_network(), []
     engine = ScriptedEngine([[1.0, 1.0], [1.0, 1.0], [1.0, bad]])
-    message = f"iteration 2: the loss of subject 'a' is {said}"
+    message = f"iteration 2: the loss of subject 'a' after 1 inner steps, on the query, is {said}"
     with pytest.raises(AdaptationError, match=message):
         train(
             network,
@@ -160,6 +155,23 @@ def test_a_loss_that_is_not_finite_names_iteration_and_subject_and_keeps_the_las
     assert len(seen) == 2
     for now, last, first in zip(weights_of(network), seen[1], seen[0], strict=True):
         assert torch.equal(now, last) and not torch.equal(last, first)
+
+
+def test_a_loss_that_is_not_finite_on_the_support_names_the_inner_step():
+    engine = ScriptedEngine([[math.nan, 1.0]], support=(0.5, [0.25, math.inf], math.nan))
+    message = "iteration 0: the loss of subject 'a' at inner step 2 of 3, on the support, is inf"
+    with pytest.raises(AdaptationError, match=message):
+        train(make_network(), engine, curriculum=ScriptedCurriculum(), n_iterations=1)
+
+
+def test_a_window_that_is_not_a_number_names_its_subject_and_the_first_inner_step():
+    windows = make_windows()
+    windows.windows[windows.subject_ids == "c"] = math.nan
+    network = make_network()
+    engine = FuncEngine(network, Algorithm(inner_lr=0.3, inner_steps=2))
+    message = "iteration 0: the loss of subject 'c' at inner step 1 of 2, on the support, is nan"
+    with pytest.raises(AdaptationError, match=message):
+        train(network, engine, windows=windows, n_iterations=1)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -238,3 +250,86 @@ def test_the_network_trains_in_train_mode_and_is_left_ready_for_use():
     )
     assert modes == [True]
     assert not network.training and all(p.grad is None for p in network.parameters())
+
+
+def test_every_iteration_follows_the_plan_of_its_algorithm():
+    engine = ScriptedEngine([[1.0, 1.0]] * 20, support=(0.5, 0.5), name="maml++")
+    train(make_network(), engine, curriculum=ScriptedCurriculum(), n_iterations=20)
+    planned = [engine.algorithm.plan(i, n_iterations=20) for i in range(20)]
+    assert engine.plans == planned
+    assert [plan.first_order for plan in planned] == [True] * 10 + [False] * 10
+
+
+@pytest.mark.parametrize("name", ["meta-sgd", "maml++"])
+def test_learned_rates_are_handed_back_moved_and_their_range_is_reported(name):
+    network, seen = make_network(), []
+    algorithm = Algorithm(name=name, inner_lr=0.3, inner_steps=2)
+    found = train(
+        network,
+        FuncEngine(network, algorithm),
+        n_iterations=4,
+        on_step=lambda _, values: seen.append(values),
+    )
+    assert set(found.rates) == {n for n, _ in network.named_parameters()}
+    for name_, p in network.named_parameters():
+        assert found.rates[name_].shape == (p.shape if name == "meta-sgd" else (2,))
+    every = torch.cat([rate.flatten() for rate in found.rates.values()])
+    assert (every != 0.3).all()
+    assert seen[-1]["inner_lr_min"] == every.min().item() < 0.3 < every.max().item()
+    assert seen[-1]["inner_lr_max"] == every.max().item()
+    assert found.history == seen
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "reptile"])
+def test_where_no_rate_is_learned_none_is_handed_back(name):
+    engine = ScriptedEngine([[1.0, 1.0]], name=name)
+    found = train(make_network(), engine, curriculum=ScriptedCurriculum(), n_iterations=1)
+    assert found.rates == {}
+    assert set(found.history[0]) == {"loss", "outer_lr"}
+
+
+def test_weights_decay_and_learned_rates_do_not():
+    network = make_network()
+    before = weights_of(network)
+    engine = ScriptedEngine([[1.0, 1.0]], gradient=0.0, name="meta-sgd")
+    found = train(
+        network,
+        engine,
+        curriculum=ScriptedCurriculum(),
+        n_iterations=1,
+        outer_lr=0.1,
+        weight_decay=0.5,
+    )
+    for now, old in zip(weights_of(network), before, strict=True):
+        assert torch.allclose(now, 0.95 * old)
+    assert all((rate == torch.full_like(rate, 0.1)).all() for rate in found.rates.values())
+
+
+def test_rates_and_weights_are_clipped_as_one_gradient():
+    network, lengths = make_network(), []
+    engine = ScriptedEngine([[1.0, 1.0]], gradient=100.0, name="meta-sgd")
+    train(
+        network,
+        engine,
+        curriculum=ScriptedCurriculum(),
+        n_iterations=1,
+        clip_norm=0.5,
+        on_step=lambda *_: lengths.append(
+            torch.cat([p.grad.flatten() for p in network.parameters()]).norm().item()
+        ),
+    )
+    assert lengths == pytest.approx(
+        [0.5 / math.sqrt(2)], rel=1e-4
+    )  # the rates have as many numbers
+
+
+def test_dropout_draws_from_the_generator_that_is_given():
+    def trained(seed) -> torch.Tensor:
+        network = make_network()
+        network.append(nn.Dropout(0.5))
+        engine = FuncEngine(network, Algorithm(inner_lr=0.3, inner_steps=1))
+        train(network, engine, n_iterations=2, generator=torch.Generator().manual_seed(seed))
+        return torch.cat([p.flatten() for p in weights_of(network)])
+
+    assert torch.equal(trained(1), trained(1))
+    assert not torch.equal(trained(1), trained(2))
