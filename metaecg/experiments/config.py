@@ -39,7 +39,8 @@ class NetworkConfig(_Section):
     name: Literal["compact-cnn", "metava", "resnet1d-18", "gru", "lstm", "bilstm", "net1d"] = (
         "compact-cnn"
     )
-    """A name of metaecg.models.registry.NETWORKS; meta-learning needs one without batch norm."""
+    """A name of metaecg.models.registry.NETWORKS; meta-learning by the engine func needs one without
+    batch norm and recurrent cells."""
     arguments: dict[str, int | float | str | bool] = {}
     """The network's own arguments, such as {width: 16}."""
 
@@ -58,8 +59,9 @@ class PretrainConfig(_Section):
 class MetaConfig(_Section):
     """Meta-learning (MAML)."""
 
-    engine: Literal["func"] = "func"
-    """How tasks are adapted: func adapts a whole meta-batch together (torch.func)."""
+    engine: Literal["func", "learn2learn"] = "func"
+    """How tasks are adapted: func adapts a whole meta-batch together (torch.func), learn2learn one
+    task after the other (scripts/install_learn2learn); the gradients are the same."""
     meta_batch_size: Positive = 8
     """Subjects in a meta-batch."""
     n_query: Positive = 10

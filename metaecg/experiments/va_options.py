@@ -1,6 +1,7 @@
 """From the command line of `va_fewshot` to its resolved configuration."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from metaecg.data.databases import DATABASES
@@ -202,12 +203,14 @@ def _network_problems(config: VAConfig) -> list[str]:
     has_batch_norm |= name == "metava" or (name == "net1d" and bool(arguments.get("use_bn", False)))
     problems = []
     meta = [m for m, method in methods.items() if method.base.startswith("maml")]
-    if meta and (name in RECURRENT or has_batch_norm):
+    if meta and config.meta.engine == "learn2learn":
+        problems += _problems_of_learn2learn()
+    elif meta and (name in RECURRENT or has_batch_norm):
         why = "a recurrent cell" if name in RECURRENT else "batch norm"
         problems.append(
             f"network.name is {name!r}, whose {why} can't be meta-learned by the engine "
             f"{config.meta.engine!r}; expected compact-cnn, net1d, or resnet1d-18 with "
-            f"network.arguments={{norm: group}} for {', '.join(meta[:2])}."
+            f"network.arguments={{norm: group}} for {', '.join(meta[:2])}, or meta.engine=learn2learn."
         )
     lora = [m for m, method in methods.items() if method.adapt == "lora"]
     if lora and name in RECURRENT:
@@ -216,6 +219,15 @@ def _network_problems(config: VAConfig) -> list[str]:
             f"{', '.join(lora[:2])}... with --methods, or choose another network."
         )
     return problems
+
+
+def _problems_of_learn2learn() -> list[str]:
+    """Say what to type if learn2learn is missing, before the warm start is trained."""
+    if find_spec("learn2learn") is not None:
+        return []
+    from metaecg.meta.learn2learn_engine import how_to_install
+
+    return [how_to_install("it is not installed")]
 
 
 def _chosen(config: VAConfig) -> dict:

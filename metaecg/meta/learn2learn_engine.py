@@ -15,7 +15,13 @@ from torch.nn import functional as F
 
 from metaecg.checks import check_positive
 from metaecg.errors import AdaptationError, MissingDependencyError
-from metaecg.meta.algorithms import RATE_PREFIX, Algorithm, StepPlan, split_rates
+from metaecg.meta.algorithms import (
+    RATE_PREFIX,
+    Algorithm,
+    StepPlan,
+    check_meta_step,
+    split_rates,
+)
 from metaecg.meta.engine import MetaBatch, MetaStep, Parameters, explicit_randomness
 from metaecg.meta.stacked import Loss
 
@@ -96,8 +102,11 @@ class Learn2LearnEngine:
         AdaptationError
             The plan counts query losses of earlier steps, as maml++ does; or meta-sgd meets a
             weight that the loss doesn't depend on.
+        ValueError
+            A plan, or rates, of another algorithm; no generator, and a dropout layer is active.
         """
         plan = plan or self.algorithm.final_plan()
+        check_meta_step(self.algorithm, parameters, plan)
         if plan.is_multi_step:
             raise AdaptationError(
                 f"the plan's loss_weights are {plan.loss_weights}; the engine learn2learn counts "
@@ -271,6 +280,15 @@ def _refuse_what_cannot_run(network: nn.Module, algorithm: Algorithm) -> None:
         )
 
 
+def how_to_install(reason: str) -> str:
+    """Return what to do where learn2learn can't be imported, with the line to type."""
+    return (
+        f"meta.engine=learn2learn needs learn2learn 0.2.0, which can't be imported: {reason}. "
+        f"In a checkout of metaecg type\n    {SCRIPT}\n  elsewhere, on Python 3.11,\n    {COMMAND}\n"
+        "  or use meta.engine=func, which needs neither."
+    )
+
+
 def import_learn2learn():
     """Import learn2learn without two notices that concern no user of ours.
 
@@ -285,11 +303,7 @@ def import_learn2learn():
             warnings.filterwarnings("ignore", "Failed to load image Python extension", UserWarning)
             import learn2learn
     except ImportError as error:
-        raise MissingDependencyError(
-            f"meta.engine=learn2learn needs learn2learn 0.2.0, which can't be imported ({error}). "
-            f"In a checkout of metaecg, type\n  {SCRIPT}\nanywhere else, on Python 3.11,\n"
-            f"  {COMMAND}\nor use meta.engine=func, which needs neither."
-        ) from error
+        raise MissingDependencyError(how_to_install(str(error))) from error
     return learn2learn
 
 
