@@ -204,8 +204,9 @@ def check_meta_step(algorithm: Algorithm, parameters: Mapping[str, Tensor], plan
     for name in (expected | found).keys():
         if found.get(name) != expected.get(name):
             raise ValueError(
-                f"{name} is {_shape_of(found, name)} and {algorithm.name} expects "
-                f"it {_shape_of(expected, name)}; pass the weights and Algorithm.initial_rates(weights)."
+                f"{name} is {_shape_of(found, name)} and {algorithm.name} expects it "
+                f"{_shape_of(expected, name)}; pass the weights and "
+                "Algorithm.initial_rates(weights)."
             )
 
 

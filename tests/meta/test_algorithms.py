@@ -116,7 +116,8 @@ def test_weights_and_rates_are_told_apart_by_name():
         "inner_lr.conv.weight",
         "inner_lr.head.bias",
     ]
-    assert head_names(both) == ["head.bias"]
+    assert not is_rate("inner.weight") and not is_rate("inner_lr")
+    assert head_names([*both, "header.weight", "body.head.weight"]) == ["head.bias"]
 
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "maml++"])

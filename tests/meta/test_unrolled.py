@@ -1,4 +1,4 @@
-"""The inner loop and the way back, against autograd loops: every algorithm that moves all weights."""
+"""The inner loop and the way back against autograd loops, where every weight is adapted."""
 
 import gc
 import weakref
@@ -12,6 +12,7 @@ from reference import (
     explicit_reptile,
     explicit_step,
     make_batch,
+    make_registered,
     make_smooth,
     weights_of,
 )
@@ -186,6 +187,40 @@ def test_another_loss_takes_the_place_of_cross_entropy():
     compare(engine_of(make_smooth(), loss=margin, name="maml++"))
 
 
+def test_rates_or_a_plan_of_another_algorithm_are_refused_at_the_door():
+    engine, batch = engine_of(make_smooth()), make_batch()
+    weights = weights_of(engine.network)
+    with pytest.raises(ValueError, match="inner_lr.conv.weight is of shape .* and maml expects"):
+        engine.meta_gradients(weights | {"inner_lr.conv.weight": torch.ones(3)}, batch)
+    with pytest.raises(ValueError, match="3 were expected, one per inner step"):
+        engine.meta_gradients(weights, batch, plan=plan_of(0.5, 0.5))
+
+
+def make_ecg_batch(n_tasks=3):
+    return make_batch(n_tasks=n_tasks, n_leads=1, n_samples=50, n_classes=2)
+
+
+@ORDERS
+@pytest.mark.parametrize("frozen", ["none", "blocks.1.conv", "blocks.0", "head"])
+@pytest.mark.parametrize("name", ["maml", "meta-sgd", "maml++"])
+def test_the_default_network_has_the_gradients_of_an_explicit_loop(name, frozen, first_order):
+    network = make_registered("compact-cnn", width=4)
+    trained = {k: w for k, w in weights_of(network).items() if not k.startswith(frozen)}
+    engine = engine_of(network, name=name, inner_lr=0.1)
+    plan = plan_of(0.3, 0.0, 0.7, first_order=first_order)
+    compare(engine, plan, batch=make_ecg_batch(), weights=trained, rtol=1e-7)
+
+
+def test_the_default_network_under_reptile_is_start_minus_end_over_the_rate():
+    network, batch = make_registered("compact-cnn", width=4), make_ecg_batch()
+    settings = {"inner_lr": 0.1, "inner_steps": 3}
+    expected = explicit_reptile(network, weights_of(network), batch, **settings)
+    found = engine_of(network, name="reptile", **settings).meta_gradients(
+        weights_of(network), batch
+    )
+    assert_same_step(found, expected, rtol=1e-7)
+
+
 class Offset(nn.Module):
     """Adds one number, a weight without dimensions, to every sample."""
 
@@ -237,9 +272,10 @@ def test_losses_have_a_place_for_every_task_and_inner_step(name, task_chunk):
 @pytest.mark.parametrize("side", ["support", "query"])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_nan_in_the_windows_of_one_subject_shows_in_its_losses_alone(name, side, task_chunk):
-    batch = make_batch(n_tasks=4)
+    batch = make_ecg_batch(n_tasks=4)
     getattr(batch, f"{side}_x")[2, 1, 0, 3] = torch.nan
-    engine = engine_of(make_smooth(), name=name, task_chunk=task_chunk)
+    network = make_registered("compact-cnn", width=4)
+    engine = engine_of(network, name=name, task_chunk=task_chunk)
     step = engine.meta_gradients(meta_parameters(engine), batch)
     in_the_loop = side == "support" or name == "reptile"  # which adapts on the query too
     assert torch.isnan(step.losses).tolist() == [False, False, True, False]
