@@ -184,7 +184,6 @@ class Learn2LearnEngine:
             loss = self.loss(learner(x), y)
             with _unused_weights_named(), _without_leaf_warning():
                 learner.adapt(loss)
-            _refresh_recurrent_cells(learner)
             losses[step] = loss.detach()
         return losses
 
@@ -227,17 +226,6 @@ def _private_copy(network: nn.Module, parameters: Parameters, *, with_rates: boo
 
 def _unchanged(x: Tensor) -> Tensor:
     return x
-
-
-def _refresh_recurrent_cells(learner: nn.Module) -> None:
-    """Let recurrent cells see their adapted weights.
-
-    A cell keeps a second list of its weights. learn2learn's MAML renews it after a step; its MetaSGD
-    forgets to, and the cell would go on with the weights before the step.
-    """
-    for module in learner.modules():
-        if isinstance(module, nn.RNNBase):
-            module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
 
 
 @contextmanager
