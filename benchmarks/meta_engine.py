@@ -5,9 +5,9 @@
 
 A meta-step of MAML: 16 tasks, 20 support and 40 query windows (one lead, 400 samples, two classes),
 5 inner steps, on compact CNNs of three sizes; first and second order; float32. The engines take
-turns, the median of the repeats counts, after one step each that warms up. That step's gradients
-are compared first, and wrong answers are not timed. The rate of matrix multiplication (float32,
-1024 x 1024) is measured between the repeats.
+turns, the median of the repeats counts, after one step each that warms up. Their meta-gradients are
+compared first, in float64 and as timed, and wrong answers are not timed. The rate of matrix
+multiplication (float32, 1024 x 1024) is measured between the repeats.
 
 A row for --json: engine, order, parameters, seconds, ratio_to_learn2learn (learn2learn's seconds
 over this engine's: above 1 is faster; null without learn2learn), peak_bytes (what the step adds to

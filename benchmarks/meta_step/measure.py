@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import torch
 
+from metaecg.meta.engine import MetaStep
+
 from .cases import AGREEMENT, Case, disagreement, prepare, prepare_warm
 from .memory import peak_growth
 
@@ -16,7 +18,7 @@ N_MATMULS = 10
 
 
 class WrongAnswer(Exception):
-    """Two engines disagree; nothing was timed."""
+    """Two engines disagree; neither is timed."""
 
 
 class MatmulRate:
@@ -71,16 +73,17 @@ def timed(work: Callable) -> float:
     return time.perf_counter() - begin
 
 
-def refuse_disagreement(steps: dict[Case, object]) -> None:
+def refuse_disagreement(steps: dict[Case, MetaStep]) -> None:
     """Raise `WrongAnswer` if a case's meta-gradient is not that of the first."""
     (first, expected), *others = steps.items()
     for case, step in others:
         distance = disagreement(step, expected)
-        if not distance <= AGREEMENT:  # NaN is no agreement either
+        limit = AGREEMENT[case.dtype]
+        if not distance <= limit:  # NaN is no agreement either
             raise WrongAnswer(
                 f"the {case.order}-order meta-gradients of {case.engine} and {first.engine} at width "
-                f"{case.width} differ by {distance:.1e} of their length; at most {AGREEMENT:.0e} was "
-                "expected. Nothing was timed: one of them is wrong."
+                f"{case.width} differ by {distance:.1e} of their length in {case.dtype}; at most "
+                f"{limit:.0e} was expected. One of them is wrong, so none is timed."
             )
 
 
@@ -108,6 +111,8 @@ def _row(case: Case, found: dict[Case, tuple], rate: float, varied: str | None) 
 
 
 def _seconds(group: Sequence[Case], repeats: int, rate: MatmulRate) -> dict[Case, float]:
+    exact = [replace(case, dtype="float64", n_tasks=2) for case in group]
+    refuse_disagreement({case: prepare(case)() for case in exact})
     work = {case: prepare(case) for case in group}
     refuse_disagreement({case: step() for case, step in work.items()})  # warms up, too
     times: dict[Case, list[float]] = {case: [] for case in group}

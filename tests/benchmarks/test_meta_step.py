@@ -36,17 +36,31 @@ def growth_rows() -> list[dict]:
 
 
 def test_a_wrong_meta_gradient_is_not_timed():
-    right, wrong = meta_step(3.0, 4.0), meta_step(3.0, 4.1)
-    measure.refuse_disagreement({PEER: right, FUNC: meta_step(3.0, 4.0001)})
+    right, nearly, wrong = meta_step(3.0, 4.0), meta_step(3.0, 4.02), meta_step(3.0, 4.5)
+    measure.refuse_disagreement({PEER: right, FUNC: nearly})
     with pytest.raises(
-        measure.WrongAnswer, match="func and learn2learn .* width 4 differ by 2.0e-02"
+        measure.WrongAnswer, match="func and learn2learn at width 4 differ by 1.0e-01"
     ):
         measure.refuse_disagreement({PEER: right, FUNC: wrong})
+
+
+def test_in_float64_a_meta_gradient_that_is_nearly_right_is_wrong():
+    in_float64 = [replace(case, dtype="float64") for case in (PEER, FUNC)]
+    steps = dict(zip(in_float64, [meta_step(3.0, 4.0), meta_step(3.0, 4.001)], strict=True))
+    with pytest.raises(measure.WrongAnswer, match="differ by 2.0e-04 .* in float64; at most 1e-06"):
+        measure.refuse_disagreement(steps)
 
 
 def test_a_meta_gradient_that_is_no_number_is_not_timed():
     with pytest.raises(measure.WrongAnswer, match="differ by nan"):
         measure.refuse_disagreement({PEER: meta_step(3.0), FUNC: meta_step(float("nan"))})
+
+
+def test_wrong_answers_are_found_before_anything_is_timed(monkeypatch):
+    answers = iter([meta_step(3.0), meta_step(3.1)])
+    monkeypatch.setattr(measure, "prepare", lambda case: lambda: next(answers))
+    with pytest.raises(measure.WrongAnswer, match="in float64"):
+        measure.measure([PEER, FUNC], repeats=1, rate=None)
 
 
 def test_a_row_has_its_ratio_and_its_share():
