@@ -143,7 +143,7 @@ class _Body(nn.Module):
 
 def _refuse_what_cannot_run(network: nn.Module, algorithm: Algorithm) -> None:
     for name, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if _keeps_statistics(module):
             raise AdaptationError(
                 f"layer {name!r} is {type(module).__name__}: its statistics can't be kept "
                 "apart for tasks that run together. Use a network with group norm (compact-cnn, or "
@@ -159,6 +159,13 @@ def _refuse_what_cannot_run(network: nn.Module, algorithm: Algorithm) -> None:
             "resnet1d-18 with norm='group'; or the engine learn2learn, which takes one task after "
             "the other."
         )
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    """Tell whether a layer is batch norm, or another norm with running statistics."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return True
+    return isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
 
 
 def _refuse_without_features(network: nn.Module) -> None:

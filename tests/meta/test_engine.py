@@ -282,6 +282,14 @@ def test_batch_norm_is_refused_with_the_name_of_its_layer_and_the_way_out():
         make_engine(network, inner_lr=0.1, inner_steps=1)
 
 
+def test_instance_norm_is_refused_where_it_keeps_running_statistics():
+    layer = nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
+    with pytest.raises(AdaptationError, match="layer '1' is InstanceNorm1d: .*group norm"):
+        make_engine(nn.Sequential(nn.Conv1d(1, 4, 3), layer), inner_lr=0.1, inner_steps=1)
+    plain = nn.Sequential(nn.Conv1d(1, 4, 3), nn.InstanceNorm1d(4))
+    make_engine(plain, inner_lr=0.1, inner_steps=1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
