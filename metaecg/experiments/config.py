@@ -57,8 +57,10 @@ class PretrainConfig(_Section):
 
 
 class MetaConfig(_Section):
-    """Meta-learning (MAML)."""
+    """Meta-learning, of the bases maml and maml+curriculum."""
 
+    algorithm: Literal["maml", "fomaml", "anil", "meta-sgd", "maml++", "reptile"] = "maml"
+    """What the inner loop adapts and what is learned; see docs/methods.md."""
     engine: Literal["func", "learn2learn"] = "func"
     """How tasks are adapted: func adapts a whole meta-batch together (torch.func), learn2learn one
     task after the other (scripts/install_learn2learn); the gradients are the same."""
@@ -67,11 +69,11 @@ class MetaConfig(_Section):
     n_query: Positive = 10
     """Query windows per class of a training task."""
     inner_lr: PositiveFloat = 0.05
-    """Step size of the inner loop."""
+    """Step size of the inner loop; its start where it is learned (meta-sgd, maml++)."""
     inner_steps: Positive = 5
     """Steps of the inner loop."""
     first_order: bool = False
-    """Drop second derivatives."""
+    """Drop second derivatives; fomaml always does, reptile has none."""
     outer_lr: PositiveFloat = 2e-3
     """Highest learning rate of the outer loop (AdamW, cosine)."""
     warm_start: Annotated[float, Field(ge=0, lt=1)] = 0.5

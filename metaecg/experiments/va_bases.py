@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from metaecg.data.preprocessing import Preprocessing
 from metaecg.data.splits import Split, check_disjoint
 from metaecg.data.windows import WindowSet
 from metaecg.experiments.config import VAConfig
+from metaecg.experiments.va_meta import META_COST, meta_learn, n_meta
 from metaecg.models.checkpoints import BaseModel
 from metaecg.models.registry import build_network
 from metaecg.seeding import derive_seed, numpy_generator, torch_generator
@@ -17,9 +19,9 @@ from metaecg.seeding import derive_seed, numpy_generator, torch_generator
 OnStep = Callable[[int, dict[str, float]], None]
 
 METAVA_ITERATIONS = 300
-META_COST, METAVA_COST, ADAPT_COST = 70, 450, 30
-"""About how many supervised steps one meta-iteration, one of MetaVA's and one personalization
-take: for the progress bar and the order of jobs alone."""
+METAVA_COST, ADAPT_COST = 450, 30
+"""About how many supervised steps one iteration of MetaVA and one personalization take: for the
+progress bar and the order of jobs alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +41,14 @@ def train_base(
     *,
     seed: int,
     on_cost: Callable[[int], None],
+    checkpoint=None,
+    resume: bool = False,
 ) -> TrainedBase:
     """Train the base `kind` (a key of `BASES`) on the training side of `split`.
 
     Randomness depends on `seed`, the split's name and the part at hand alone, so that a method's
-    figures don't change with what else is run.
+    figures don't change with what else is run. A meta-training writes its state to `checkpoint` (a
+    `metaecg.meta.training_state.Checkpoint`), and with `resume` goes on from there.
     """
     check_disjoint(split.train, split.test, what=f"split {split.name!r}")
     windows = training_windows(config, dataset, split)
@@ -53,11 +58,12 @@ def train_base(
         history.append(values)
         on_cost(cost)
 
+    meta_learned = partial(_meta_learned, checkpoint=checkpoint, resume=resume)
     trainers = {
         "random": _random,
         "pretrain": _pretrained,
-        "maml": _meta_learned,
-        "maml+curriculum": _meta_learned,
+        "maml": meta_learned,
+        "maml+curriculum": meta_learned,
         "metava-released": _metava_released,
         "metava-random": _random,
         "shuffled": _shuffled,
@@ -93,7 +99,7 @@ def training_windows(config: VAConfig, dataset: Dataset, split: Split) -> Window
 
 def training_cost(kind: str, config: VAConfig) -> int:
     """Return how long a base takes to train, in supervised steps, for progress and order."""
-    meta = _n_pretrain(config, config.meta.warm_start) + _n_meta(config) * META_COST
+    meta = _n_pretrain(config, config.meta.warm_start) + n_meta(config) * META_COST
     return {
         "pretrain": _n_pretrain(config, 1.0),
         "shuffled": _n_pretrain(config, 1.0),
@@ -109,16 +115,10 @@ def _n_pretrain(config: VAConfig, share: float) -> int:
     )
 
 
-def _n_meta(config: VAConfig) -> int:
-    """Iterations that see the rest of the budget: support windows count once per inner step."""
-    meta = config.meta
-    per_task = 2 * config.n_shots * meta.inner_steps + 2 * meta.n_query
-    share = (1 - meta.warm_start) * config.budget_windows
-    return max(5, round(share / (meta.meta_batch_size * per_task)))
-
-
 def base_note(kind: str, config: VAConfig) -> str:
     """Return what the description of a base must add under this configuration."""
+    if kind.startswith("maml") and config.meta.algorithm != "maml":
+        return f" (meta.algorithm={config.meta.algorithm})"
     n_iterations = _n_metava(config)
     if kind == "metava-released" and n_iterations < METAVA_ITERATIONS:
         return f" (cut to {n_iterations} of {METAVA_ITERATIONS} iterations by the budget)"
@@ -193,124 +193,20 @@ def shuffle_labels(windows: WindowSet, seed: int, name: str) -> WindowSet:
     return replace(windows, labels=rng.permutation(windows.labels))
 
 
-def _meta_learned(kind, config, windows, fold, seed, on_step):
-    from metaecg.meta.algorithms import Algorithm
-    from metaecg.meta.engine import build_engine
-    from metaecg.meta.loop import meta_train
-    from metaecg.tasks.sampler import TaskSampler
+def _meta_learned(kind, config, windows, fold, seed, on_step, checkpoint=None, resume=False):
+    def warm_start(share: float, record):
+        return _pretrained(kind, config, windows, fold, seed, record, share)[0]
 
-    network, _ = _pretrained(kind, config, windows, fold, seed, on_step, config.meta.warm_start)
-    meta = config.meta
-    sampler = TaskSampler(
+    return meta_learn(
+        kind,
+        config,
         windows,
-        n_shots=config.n_shots,
-        n_query=meta.n_query,
-        chronological=meta.chronological,
-        overlap_allowed=config.protocol == "as_published",
-    )
-    _check_enough_tasks(sampler, fold)
-    algorithm = Algorithm(
-        inner_lr=meta.inner_lr, inner_steps=meta.inner_steps, first_order=meta.first_order
-    )
-    engine = build_engine(meta.engine, network, algorithm, task_chunk=meta.task_chunk)
-    curriculum = _make_curriculum(kind, config, network, sampler, fold, seed)
-    meta_train(
-        network,
-        engine=engine,
-        sampler=sampler,
-        curriculum=curriculum,
-        n_iterations=_n_meta(config),
-        outer_lr=meta.outer_lr,
-        rng=numpy_generator(seed, fold, "meta", "tasks"),
-        on_step=lambda step, values: on_step(step, values, META_COST),
-    )
-    return network, curriculum.to_dict() if kind == "maml+curriculum" else None
-
-
-def _check_enough_tasks(sampler, fold: str) -> None:
-    from metaecg.errors import DataError
-
-    if len(sampler.subject_ids) < 2:
-        reasons = "; ".join(list(sampler.ineligible.values())[:2])
-        raise DataError(
-            f"{fold}: {len(sampler.subject_ids)} training subjects have enough windows of both "
-            f"classes for a task; meta-learning needs at least 2 ({reasons}). Add subjects, lower "
-            "n_shots, or leave the maml methods out."
-        )
-
-
-class RecordedCurriculum:
-    """A curriculum that remembers which subjects it drew, for the report."""
-
-    def __init__(self, curriculum, title: str) -> None:
-        self._curriculum = curriculum
-        self._difficulty = [float(d) for d in curriculum.difficulty]
-        self._title = title
-        self._draws: list[list[int]] = []
-
-    def draw(self, iteration: int) -> list[str]:
-        """Draw as the curriculum does, and remember."""
-        subjects = self._curriculum.draw(iteration)
-        self._draws.append([self._curriculum.subject_ids.index(s) for s in subjects])
-        return subjects
-
-    def observe(self, subject_ids, losses) -> None:
-        """Hand the losses on."""
-        self._curriculum.observe(subject_ids, losses)
-
-    def to_dict(self) -> dict:
-        """Return what the report plots."""
-        return {
-            "subjects": list(self._curriculum.subject_ids),
-            "difficulty": self._difficulty,
-            "draws": self._draws,
-            "title": self._title,
-        }
-
-
-def _make_curriculum(kind, config, network, sampler, fold: str, seed: int) -> RecordedCurriculum:
-    from metaecg.tasks.curriculum import Curriculum
-
-    settings, uniform = config.curriculum, kind != "maml+curriculum"
-    n_subjects = len(sampler.subject_ids)
-    curriculum = Curriculum(
-        sampler.subject_ids,
-        pacing="none" if uniform else settings.pacing,
-        difficulty=np.zeros(n_subjects) if uniform else _difficulty(config, network, sampler),
-        n_iterations=_n_meta(config),
-        meta_batch_size=config.meta.meta_batch_size,
-        rng=numpy_generator(seed, fold, "meta", "curriculum"),
-    )
-    return RecordedCurriculum(
-        curriculum, f"{settings.pacing} pacing by {settings.difficulty}, {fold}, seed {seed}"
-    )
-
-
-def _difficulty(config, network, sampler):
-    """Measure how hard the training subjects are; the test side is not at hand here."""
-    from torch import from_numpy
-    from torch.nn.functional import cross_entropy
-
-    from metaecg.models.inference import network_logits
-    from metaecg.tasks.curriculum import measure_difficulty
-
-    def windows_of(subject_id: str) -> tuple[np.ndarray, np.ndarray]:
-        mine = sampler.windows.of_subject(subject_id)
-        return mine.windows, mine.labels
-
-    def loss_of(subject_id: str) -> float:
-        windows, labels = windows_of(subject_id)
-        logits = network_logits(network, windows, n_classes=len(sampler.windows.classes))
-        # Both classes weigh the same: else the share of VA would decide what counts as hard.
-        weight = 1.0 / np.bincount(labels, minlength=len(sampler.windows.classes))
-        return cross_entropy(from_numpy(logits), from_numpy(labels), from_numpy(weight)).item()
-
-    return measure_difficulty(
-        config.curriculum.difficulty,
-        sampler.subject_ids,
-        loss_of=loss_of,
-        windows_of=windows_of,
-        fs_hz=sampler.windows.fs_hz,
+        fold,
+        seed,
+        on_step,
+        warm_start=warm_start,
+        checkpoint=checkpoint,
+        resume=resume,
     )
 
 
@@ -338,6 +234,7 @@ def _facts(kind: str, config: VAConfig, dataset: Dataset, split: Split, seed: in
     return {
         "recipe": "va_fewshot",
         "base": kind,
+        **({"algorithm": config.meta.algorithm} if kind.startswith("maml") else {}),
         "split": split.name,
         "seed": seed,
         "protocol": config.protocol,

@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     return run_main(
         lambda: _main(arguments),
-        resume_hint="Finished parts are kept: the same command goes on from there.",
+        resume_hint="Finished parts are kept: the same command goes on from there, and with --resume "
+        "from within the meta-trainings that were under way.",
     )
 
 
@@ -42,19 +43,24 @@ def _main(arguments) -> None:
     if arguments.dry_run:
         print(as_yaml(config))
         return
-    results = run(config)
+    results = run(config, resume=arguments.resume)
     print(summary_table(results))
     files = ["results.json", "report.html", "predictions.npz", *([] if config.base else ["model/"])]
     print(f"\nwritten to {config.out}: {', '.join(files)}")
 
 
-def run(config: VAConfig) -> dict:
+def run(config: VAConfig, *, resume: bool = False) -> dict:
     """Run the recipe and write everything to ``config.out``; return the content of results.json.
+
+    Finished jobs of an interrupted run are taken up; with `resume` its meta-trainings go on from
+    their checkpoints, otherwise they start afresh. The figures are the same.
 
     Raises
     ------
     ConfigError, DataError, LeakageError, CheckpointError
-        What is wrong, before anything is trained.
+        What is wrong, before anything is trained or written.
+    AdaptationError
+        A loss is not finite; the message says where the last good state is.
     """
     from metaecg.evaluate.protocol import eligibility, prepare_for_protocol
     from metaecg.experiments.provenance import git_commit, versions, write_provenance
@@ -69,11 +75,13 @@ def run(config: VAConfig) -> dict:
     splits = splits_of(config, dataset, who)
     jobs = _jobs(config, methods, splits, who)
     commit, base = git_commit(), _fingerprint(config)
-    write_provenance(config.out, config, dataset, splits=splits, commit=commit, base=base)
     facts = {"data": dataset.manifest_sha256, "commit": commit, "base": base}
+    facts["versions"] = versions()
+    left = _left_over(config, jobs, facts, resume)
+    write_provenance(config.out, config, dataset, splits=splits, commit=commit, base=base)
     with _tracked(config, dataset, commit) as tracker:
         load = functools.partial(_load, config)
-        done = _run_jobs(config, jobs, load, {**facts, "versions": versions()}, tracker)
+        done = _run_jobs(config, jobs, load, facts, tracker, left, resume=resume)
         dataset = prepare_for_protocol(dataset, config.protocol)
         predictions = [p for _, result in done.values() for p in result.predictions]
         with progress("figures"):
@@ -232,11 +240,20 @@ def _tracked(config: VAConfig, dataset, commit: str | None):
     tracker.end()
 
 
-def _run_jobs(config: VAConfig, jobs, load, facts: dict, tracker) -> dict:
+def _left_over(config: VAConfig, jobs, facts: dict, resume: bool):
+    from metaecg.experiments.va_jobs import job_checkpoint
+    from metaecg.experiments.va_resume import find_interrupted
+
+    checkpoints = {job.name: job_checkpoint(job, config, facts=facts) for job in jobs}
+    return find_interrupted(checkpoints, is_asked_for=resume)
+
+
+def _run_jobs(config: VAConfig, jobs, load, facts: dict, tracker, left, *, resume: bool) -> dict:
     """Run what is not finished yet; return every job's result by name."""
     from metaecg.experiments import pool
-    from metaecg.experiments.va_jobs import job_stamp, load_result, save_result
+    from metaecg.experiments.va_jobs import job_checkpoint, job_stamp, load_result, save_result
     from metaecg.experiments.va_outputs import record_training
+    from metaecg.experiments.va_resume import resume_notes
 
     folder, done = config.out / "jobs", {}
     stamp = functools.partial(job_stamp, config=config, facts=facts)
@@ -245,25 +262,37 @@ def _run_jobs(config: VAConfig, jobs, load, facts: dict, tracker) -> dict:
         if result is not None:
             done[job.name] = result
             record_training(tracker, job.name, result.history)
+    for note in resume_notes(left, n_finished=len(done), resume=resume, out=config.out):
+        print(note, file=sys.stderr)
     missing = [job for job in jobs if job.name not in done]
     total = sum(job.cost(config) for job in missing)
     with progress(f"{len(missing)} jobs", max(total, 1)) as bar:
 
         def keep(job, result) -> None:
             save_result(folder / job.name, result, stamp=stamp(job))
+            if checkpoint := job_checkpoint(job, config, facts=facts):
+                checkpoint.remove()
             done[job.name] = result
             record_training(tracker, job.name, result.history)
             bar.describe(f"{len(done)} of {len(jobs)} jobs done")
 
-        work = functools.partial(_work, config, load)
+        going_on = frozenset(left.n_done if resume else ())
+        work = functools.partial(_work, config, load, facts, going_on)
         pool.run_all(missing, work, n_workers=config.workers, on_progress=bar.advance, on_done=keep)
     return {job.name: (job, done[job.name]) for job in jobs}
 
 
-def _work(config: VAConfig, load, job, report):
-    from metaecg.experiments.va_jobs import run_job
+def _work(config: VAConfig, load, facts: dict, going_on: frozenset[str], job, report):
+    from metaecg.experiments.va_jobs import job_checkpoint, run_job
 
-    return run_job(job, config, load(), on_progress=report)
+    return run_job(
+        job,
+        config,
+        load(),
+        on_progress=report,
+        checkpoint=job_checkpoint(job, config, facts=facts),
+        resume=job.name in going_on,
+    )
 
 
 # --- results -----------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from metaecg.experiments.va_bases import (
     training_cost,
 )
 from metaecg.experiments.va_methods import Method
+from metaecg.meta.training_state import Checkpoint
 from metaecg.models.checkpoints import BaseModel, load_base
 from metaecg.seeding import derive_seed, numpy_generator
 
@@ -80,17 +81,45 @@ def job_stamp(job: Job, config: VAConfig, *, facts: dict) -> str:
     That leaves out which other seeds, methods and folds a run has: a finished job can be taken up by
     a run with more of them.
     """
-    values = config.model_dump(mode="json", exclude=NO_FIGURE | {"seeds", "methods", "max_folds"})
-    decisive = {"config": values, "job": asdict(job), "facts": facts}
+    decisive = _decisive(job, config, facts)
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
+def job_checkpoint(job: Job, config: VAConfig, *, facts: dict) -> Checkpoint | None:
+    """Return where the job's meta-training keeps its state; None if it has no such training.
+
+    It belongs to what decides the job's result, as its stamp does, but for the personalization that
+    follows the training.
+    """
+    if job.base is not None or not job.kind.startswith("maml"):
+        return None
+    decisive = _decisive(job, config, facts)
+    del decisive["config"]["personalize"]
+    for name in ("methods", "eligible", "one_class"):
+        del decisive["job"][name]
+    return Checkpoint(path=config.out / "jobs" / f"{job.name}.safetensors", made_with=decisive)
+
+
+def _decisive(job: Job, config: VAConfig, facts: dict) -> dict:
+    values = config.model_dump(mode="json", exclude=NO_FIGURE | {"seeds", "methods", "max_folds"})
+    return {"config": values, "job": asdict(job), "facts": facts}
+
+
 def run_job(
-    job: Job, config: VAConfig, dataset: Dataset, *, on_progress: Callable[[int], None]
+    job: Job,
+    config: VAConfig,
+    dataset: Dataset,
+    *,
+    on_progress: Callable[[int], None],
+    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
 ) -> JobResult:
-    """Train (or load) the base of `job` and evaluate every method on every held-out subject."""
+    """Train (or load) the base of `job` and evaluate every method on every held-out subject.
+
+    The state of a meta-training is kept in `checkpoint`; with `resume` it goes on from there.
+    """
     begin = time.perf_counter()
-    trained = _base(job, config, dataset, on_progress)
+    trained = _base(job, config, dataset, on_progress, checkpoint, resume)
     predictions = []
     for name, method in job.methods.items():
         for subject_id in job.eligible:
@@ -154,10 +183,21 @@ def load_result(folder: Path, *, stamp: str) -> JobResult | None:
         return None  # damaged: done again
 
 
-def _base(job: Job, config: VAConfig, dataset: Dataset, on_progress) -> TrainedBase:
+def _base(
+    job: Job, config: VAConfig, dataset: Dataset, on_progress, checkpoint, resume: bool
+) -> TrainedBase:
     if job.base is not None:
         return TrainedBase(model=load_base(job.base))
-    return train_base(job.kind, config, dataset, job.split, seed=job.seed, on_cost=on_progress)
+    return train_base(
+        job.kind,
+        config,
+        dataset,
+        job.split,
+        seed=job.seed,
+        on_cost=on_progress,
+        checkpoint=checkpoint,
+        resume=resume,
+    )
 
 
 def _predict(

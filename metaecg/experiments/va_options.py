@@ -40,6 +40,11 @@ def make_parser(description: str):
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and stop"
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from within the meta-trainings of an interrupted run in OUT",
+    )
     parser.add_argument("--list-methods", action="store_true", help="print the methods and stop")
     return parser
 
@@ -203,10 +208,12 @@ def _network_problems(config: VAConfig) -> list[str]:
     has_batch_norm |= name == "metava" or (name == "net1d" and bool(arguments.get("use_bn", False)))
     problems = []
     meta = [m for m, method in methods.items() if method.base.startswith("maml")]
+    # anil's body is one for all tasks, so a recurrent cell may stand there
+    has_cell = name in RECURRENT and config.meta.algorithm != "anil"
     if meta and config.meta.engine == "learn2learn":
-        problems += _problems_of_learn2learn()
-    elif meta and (name in RECURRENT or has_batch_norm):
-        why = "a recurrent cell" if name in RECURRENT else "batch norm"
+        problems += _problems_of_learn2learn(config)
+    elif meta and (has_cell or has_batch_norm):
+        why = "a recurrent cell" if has_cell else "batch norm"
         problems.append(
             f"network.name is {name!r}, whose {why} can't be meta-learned by the engine "
             f"{config.meta.engine!r}; expected compact-cnn, net1d, or resnet1d-18 with "
@@ -221,13 +228,19 @@ def _network_problems(config: VAConfig) -> list[str]:
     return problems
 
 
-def _problems_of_learn2learn() -> list[str]:
-    """Say what to type if learn2learn is missing, before the warm start is trained."""
-    if find_spec("learn2learn") is not None:
-        return []
-    from metaecg.meta.learn2learn_engine import how_to_install
+def _problems_of_learn2learn(config: VAConfig) -> list[str]:
+    """Return what keeps learn2learn from running, before the warm start is trained."""
+    problems = []
+    if config.meta.algorithm == "maml++":
+        problems.append(
+            "meta.algorithm is 'maml++', which learn2learn doesn't have; expected meta.engine=func, "
+            "or another algorithm, such as meta-sgd for learned rates."
+        )
+    if find_spec("learn2learn") is None:
+        from metaecg.meta.learn2learn_engine import how_to_install
 
-    return [how_to_install("it is not installed")]
+        problems.append(how_to_install("it is not installed"))
+    return problems
 
 
 def _chosen(config: VAConfig) -> dict:

@@ -68,10 +68,12 @@ def test_every_field_is_documented():
     assert "meta.inner_lr" in field_names()
 
 
-def test_the_networks_curricula_and_pacings_of_the_configuration_are_those_of_the_library():
+def test_the_choices_of_the_configuration_are_those_of_the_library():
     from typing import get_args
 
-    from metaecg.experiments.config import CurriculumConfig
+    from metaecg.experiments.config import CurriculumConfig, MetaConfig
+    from metaecg.meta.algorithms import ALGORITHMS
+    from metaecg.meta.engine import ENGINES
     from metaecg.models.registry import NETWORKS
     from metaecg.tasks.curriculum import DIFFICULTIES, PACINGS
 
@@ -79,6 +81,8 @@ def test_the_networks_curricula_and_pacings_of_the_configuration_are_those_of_th
     fields = CurriculumConfig.model_fields
     assert set(get_args(fields["difficulty"].annotation)) == set(DIFFICULTIES)
     assert set(get_args(fields["pacing"].annotation)) == set(PACINGS)
+    assert get_args(MetaConfig.model_fields["algorithm"].annotation) == ALGORITHMS
+    assert get_args(MetaConfig.model_fields["engine"].annotation) == ENGINES
 
 
 def test_a_file_that_is_not_yaml_or_holds_no_fields_is_refused(tmp_path):
