@@ -389,30 +389,3 @@ def test_a_network_that_cannot_be_meta_learned_is_refused_before_anything_is_tra
     assert "LoRA finds no layer" in text
     assert run(tmp_path, "network.name=resnet1d-18", "--methods", "maml+full") == 2
     assert "batch norm" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("algorithm", ["maml", "anil"])
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("gru", {}), ("lstm", {}), ("bilstm", {}), ("metava", {}), ("resnet1d-18", {}), ("net1d", {})]
-    + [("compact-cnn", {}), ("resnet1d-18", {"norm": "group"}), ("net1d", {"use_bn": True})],
-)
-def test_the_configuration_refuses_just_the_networks_that_the_engine_refuses(
-    name, arguments, algorithm
-):
-    from metaecg.errors import AdaptationError
-    from metaecg.experiments.config import build_config
-    from metaecg.experiments.va_options import _network_problems
-    from metaecg.meta.algorithms import Algorithm
-    from metaecg.meta.func_engine import FuncEngine
-    from metaecg.models.registry import build_network
-
-    values = {"network": {"name": name, "arguments": arguments}, "methods": ["maml+full"]}
-    values["meta"] = {"algorithm": algorithm}
-    network = build_network(name, n_leads=1, n_samples=400, fs_hz=200.0, n_classes=2, **arguments)
-    try:
-        FuncEngine(network, Algorithm(name=algorithm, inner_lr=0.1, inner_steps=1))
-        refused = False
-    except AdaptationError:
-        refused = True
-    assert bool(_network_problems(build_config(values))) == refused
