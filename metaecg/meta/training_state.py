@@ -24,8 +24,9 @@ FORMAT = "metaecg-meta-training"
 FORMAT_VERSION = 1
 
 SAVE_EVERY = 25
-"""Iterations between two writes. A write takes about 5 ms and a meta-step at least 50 ms: 25 of them
-make it less than 1 % of the time. A stop in order loses no iteration anyway."""
+"""Iterations between two writes. A write takes about 16 ms, most of it until the disk has it, and
+the copy after each iteration 0.2 ms: 0.9 ms per iteration, less than 2 % of a meta-step of 45 ms.
+Ctrl-C, SIGTERM and errors lose no iteration anyway; a killed process loses at most so many."""
 
 
 @dataclass(frozen=True, kw_only=True)
