@@ -53,6 +53,8 @@ def draw(rows: Sequence[dict], file: Path) -> None:
 
 
 def _panel(axes, rows: Sequence[dict], field: str, what: str, unit: float) -> None:
+    from matplotlib.ticker import LogLocator
+
     values = sorted({row["value"] for row in rows if row.get("varied") == field})
     for engine, colour in COLOURS.items():
         line = [r for r in rows if r.get("varied") == field and r["engine"] == engine]
@@ -62,6 +64,7 @@ def _panel(axes, rows: Sequence[dict], field: str, what: str, unit: float) -> No
     axes.set_yscale("log")
     axes.set_xticks(values, [f"{v / 1000:.0f} k" if v >= 1000 else str(v) for v in values])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda height, _: f"{height:g}")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
