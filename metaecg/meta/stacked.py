@@ -19,14 +19,26 @@ class Slope:
     losses: Tensor
     """Shape (T,)."""
     gradients: dict[str, Tensor]
-    """By weight, shape (T, *shape of the weight)."""
+    """One per task, (T, *shape), in the model's own form."""
     hessian_product: Callable[[Weights], dict[str, Tensor]] | None
     """From one vector per task to the product of each task's Hessian with its vector. At shared
     weights the sum over the tasks, without their dimension. Called once at most."""
 
 
 class StackedModel(Protocol):
-    """What the inner loop asks of a network."""
+    """What the inner loop asks of a network.
+
+    Between `pack` and `unpack`, weights and all that is added to them are in the model's own form: a
+    mapping of tensors on which sums and elementwise products mean the same.
+    """
+
+    def pack(self, weights: Weights) -> Weights:
+        """Return weights by name, one copy for all tasks, in the model's own form."""
+        ...
+
+    def unpack(self, packed: Weights) -> Weights:
+        """Return one copy of the weights by name."""
+        ...
 
     def slope(self, weights: Weights, x: Tensor, y: Tensor, *, shared: bool, curved: bool) -> Slope:
         """Differentiate the loss of each task at its own weights.
@@ -49,6 +61,12 @@ class VmapModel:
     def __init__(self, network: nn.Module, loss: Loss) -> None:
         self.network = network
         self.loss = loss
+
+    def pack(self, weights: Weights) -> Weights:
+        """Return the weights as they are."""
+        return weights
+
+    unpack = pack
 
     def slope(self, weights: Weights, x: Tensor, y: Tensor, *, shared: bool, curved: bool) -> Slope:
         """See `StackedModel`. Shared weights stay unstacked, so that one convolution serves all."""

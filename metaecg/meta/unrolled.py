@@ -22,8 +22,10 @@ class Path:
     """The inner loop of T tasks: K slopes, and the K + 1 points before, between and after them."""
 
     points: list[Weights]
-    """The first is shared by the tasks, the others are (T, *shape)."""
+    """The first is shared by the tasks, the others are (T, *shape); in the model's own form."""
     slopes: list[Slope]
+    rates: "list[Mapping[str, Tensor | float]]"
+    """Of each step, in the model's own form."""
 
 
 def meta_step(
@@ -36,11 +38,10 @@ def meta_step(
     """Adapt the tasks of `batch` and differentiate; the gradients are summed over the tasks."""
     if algorithm.name == "reptile":
         return _reptile(model, algorithm, parameters, batch)
-    weights, rates = split_rates(parameters)
     x, y = batch.support_x, batch.support_y
     path = descend(model, algorithm, parameters, x, y, curved=not plan.first_order)
     queries = _query_slopes(model, path, batch, plan)
-    gradients = _back(path, queries, algorithm, rates, plan)
+    gradients = _back(model, path, queries, algorithm, plan)
     return MetaStep(
         losses=queries[len(path.slopes)].losses,
         support_losses=_support_losses(path, x),
@@ -58,23 +59,31 @@ def descend(
     curved: bool = False,
 ) -> Path:
     """Run the inner loop of every task on its windows (T, n, n_leads, n_samples)."""
-    weights, rates = split_rates(parameters)
-    points, slopes = [weights], []
+    weights, learned = split_rates(parameters)
+    path = Path(points=[model.pack(weights)], slopes=[], rates=[])
     for step in range(algorithm.inner_steps):
-        slope = model.slope(points[-1], x, y, shared=step == 0, curved=curved)
-        rate = rates_at(algorithm, weights, rates, step)
-        points.append({k: w - rate[k] * slope.gradients[k] for k, w in points[-1].items()})
-        slopes.append(slope)
-    return Path(points=points, slopes=slopes)
+        point = path.points[-1]
+        slope = model.slope(point, x, y, shared=step == 0, curved=curved)
+        rate = dict.fromkeys(point, algorithm.inner_lr)
+        if algorithm.learns_rates:
+            rate = model.pack(_rates_at(algorithm, weights, learned, step))
+        path.points.append({k: _moved(w, rate[k], slope.gradients[k]) for k, w in point.items()})
+        path.slopes.append(slope)
+        path.rates.append(rate)
+    return path
 
 
-def rates_at(
-    algorithm: Algorithm, weights: Weights, rates: Weights, step: int
-) -> Mapping[str, Tensor | float]:
-    """Return the rate of every weight at an inner step."""
-    if not algorithm.learns_rates:
-        return dict.fromkeys(weights, algorithm.inner_lr)
-    return {k: rates[k][step] if algorithm.name == "maml++" else rates[k] for k in weights}
+def _rates_at(algorithm: Algorithm, weights: Weights, learned: Weights, step: int) -> Weights:
+    """Return the learned rate of every weight at an inner step, in the shape of the weight."""
+    if algorithm.name == "meta-sgd":
+        return learned
+    return {name: learned[name][step].expand_as(w) for name, w in weights.items()}
+
+
+def _moved(weight: Tensor, rate: Tensor | float, gradient: Tensor) -> Tensor:
+    if isinstance(rate, float):
+        return torch.sub(weight, gradient, alpha=rate)
+    return weight - rate * gradient
 
 
 def _query_slopes(
@@ -90,38 +99,39 @@ def _query_slopes(
     }
 
 
-def _back(path: Path, queries, algorithm, rates, plan: StepPlan) -> dict[str, Tensor]:
-    """Return the gradient of the weighted query loss in the start and the rates."""
-    last = len(path.points) - 1
+def _back(
+    model: StackedModel, path: Path, queries: dict[int, Slope], algorithm: Algorithm, plan: StepPlan
+) -> dict[str, Tensor]:
+    """Return the gradient of the weighted query loss in the start and the learned rates."""
+    last = len(path.slopes)
     weight_of = {last - i: w for i, w in enumerate(reversed(plan.loss_weights))}
     v = {k: weight_of[last] * g for k, g in queries[last].gradients.items()}
-    of_rates = {RATE_PREFIX + k: torch.zeros_like(rate) for k, rate in rates.items()}
+    of_rates = []
     for step in reversed(range(last)):
-        slope, rate = path.slopes[step], rates_at(algorithm, path.points[0], rates, step)
-        _add_to_rates(of_rates, v, slope, algorithm, step)
-        if step in queries:
-            at_query = queries[step].gradients
+        slope, rate = path.slopes[step], path.rates[step]
+        if algorithm.learns_rates:
+            of_rates.append({k: -(v[k] * slope.gradients[k]).sum(dim=0) for k in v})
         if slope.hessian_product is not None:
             product = slope.hessian_product({k: rate[k] * v[k] for k in v})
-        if step == 0:
+        if step == 0:  # the product is a sum over the tasks already
             v = {k: value.sum(dim=0) for k, value in v.items()}
         if slope.hessian_product is not None:
             v = {k: v[k] - product[k] for k in v}
         if step in queries:
-            v = {k: v[k] + weight_of[step] * at_query[k] for k in v}
+            v = {k: v[k] + weight_of[step] * g for k, g in queries[step].gradients.items()}
     if last == 0:
         v = {k: value.sum(dim=0) for k, value in v.items()}
-    return {**v, **of_rates}
+    return {**model.unpack(v), **_gradients_of_rates(model, algorithm, of_rates[::-1])}
 
 
-def _add_to_rates(of_rates, v: Weights, slope: Slope, algorithm: Algorithm, step: int) -> None:
-    for name in of_rates:
-        key = name.removeprefix(RATE_PREFIX)
-        product = v[key] * slope.gradients[key]
-        if algorithm.name == "maml++":
-            of_rates[name][step] -= product.sum()
-        else:
-            of_rates[name] -= product.sum(dim=0)
+def _gradients_of_rates(
+    model: StackedModel, algorithm: Algorithm, of_steps: list[Weights]
+) -> dict[str, Tensor]:
+    """Return the gradient of the learned rates from that of every weight's rate at each step."""
+    named = [model.unpack(of_step) for of_step in of_steps]
+    if algorithm.name == "maml++":
+        return {RATE_PREFIX + k: torch.stack([of[k].sum() for of in named]) for k in named[0]}
+    return {RATE_PREFIX + k: sum(of[k] for of in named) for k in (named[0] if named else ())}
 
 
 def _reptile(
@@ -132,13 +142,11 @@ def _reptile(
     y = torch.cat([batch.support_y, batch.query_y], dim=1)
     path = descend(model, algorithm, parameters, x, y)
     end = model.slope(path.points[-1], batch.query_x, batch.query_y, shared=False, curved=False)
+    total = {k: sum(slope.gradients[k].sum(dim=0) for slope in path.slopes) for k in path.points[0]}
     return MetaStep(
         losses=end.losses,
         support_losses=_support_losses(path, x),
-        gradients={
-            name: sum(slope.gradients[name].sum(dim=0) for slope in path.slopes)
-            for name in parameters
-        },
+        gradients=dict(model.unpack(total)),
     )
 
 
