@@ -54,13 +54,13 @@ def resume_notes(left: LeftOver, *, n_finished: int, resume: bool, out: object) 
         if not left.n_done:
             return []
         return [
-            f"{len(left.n_done)} interrupted trainings start afresh ({trainings}). Stop now and add "
-            "--resume to go on with them."
+            f"interrupted meta-trainings start afresh: {trainings}. Stop now and add --resume to go "
+            "on with them."
         ]
     if not left.n_done and not n_finished:
         return [
             *left.damaged,
             f"--resume: there is nothing to go on with in {out}; starting afresh.",
         ]
-    going_on = f"; {len(left.n_done)} trainings go on ({trainings})" if left.n_done else ""
-    return [*left.damaged, f"--resume: {n_finished} jobs are finished{going_on}."]
+    going_on = f"; meta-trainings go on: {trainings}" if left.n_done else ""
+    return [*left.damaged, f"--resume: finished jobs taken up: {n_finished}{going_on}."]

@@ -105,7 +105,7 @@ def test_an_interrupted_training_goes_on_to_the_same_numbers_bit_for_bit(
     assert checkpoint_of(tmp_path / "out").exists()
     told, supervised = interrupt(10**6), warm_starts(monkeypatch)
     assert run(tmp_path / "out", cache, "keep_jobs=true", "--resume") == 0
-    assert f"1 trainings go on ({JOB} at iteration 2)" in capsys.readouterr().err
+    assert f"meta-trainings go on: {JOB} at iteration 2." in capsys.readouterr().err
     assert supervised == []  # the warm start is not repeated
     assert told == list(range(len(told))) and len(told) >= 5  # what was before is told again
     assert same_end(tmp_path / "out", straight)
@@ -120,7 +120,9 @@ def test_without_resume_a_training_starts_afresh_and_says_what_could_have_been(
     supervised = warm_starts(monkeypatch)
     interrupt(10**6)
     assert run(tmp_path / "out", cache, "keep_jobs=true") == 0
-    assert "1 interrupted trainings start afresh" in capsys.readouterr().err
+    assert (
+        f"interrupted meta-trainings start afresh: {JOB} at iteration 2." in capsys.readouterr().err
+    )
     assert len(supervised) == 1
     assert same_end(tmp_path / "out", straight)
 
@@ -187,7 +189,7 @@ def test_personalization_may_change_before_a_training_goes_on(tmp_path, cache, i
     assert run(tmp_path / "out", cache) == 130
     interrupt(10**6)
     assert run(tmp_path / "out", cache, "--resume", "personalize.n_steps=1") == 0
-    assert "1 trainings go on" in capsys.readouterr().err
+    assert "meta-trainings go on" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_said_and_that_training_starts_afresh(
@@ -211,7 +213,7 @@ def test_resume_with_nothing_to_resume_says_so_and_starts(tmp_path, cache, capsy
 
 def test_resume_keeps_finished_jobs(tmp_path, cache, straight, capsys):
     assert run(straight, cache, "--resume", "keep_jobs=true") == 0
-    assert "--resume: 1 jobs are finished." in capsys.readouterr().err
+    assert "--resume: finished jobs taken up: 1." in capsys.readouterr().err
 
 
 def n_written(path) -> int:
@@ -242,6 +244,6 @@ def test_a_real_process_that_gets_sigterm_in_two_workers_is_gone_on_with(tmp_pat
     assert process.returncode == 130, text
     assert 25 <= n_written(checkpoint_of(tmp_path / "cut")) < 62
     assert run(tmp_path / "cut", cache, *longer, "--resume") == 0
-    assert "trainings go on" in capsys.readouterr().err
+    assert "meta-trainings go on" in capsys.readouterr().err
     assert run(tmp_path / "straight", cache, *longer) == 0
     assert same_end(tmp_path / "cut", tmp_path / "straight")
