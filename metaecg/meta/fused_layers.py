@@ -1,10 +1,9 @@
-"""Layers of a compact CNN with the weights of many tasks: forward, backward, and their tangents."""
+"""Convolutions on rows of channels, buffers that are used again, and weights as one vector."""
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -64,9 +63,17 @@ class ConvShape:
         """Rows of the input per window."""
         return self.n_rows * self.stride
 
+    def weight_like(self, weight: Tensor) -> Tensor:
+        """Return (T, n_out, kernel, n_in), for patches as input with another kernel, in this shape."""
+        return weight.reshape(len(weight), self.n_out, self.kernel, self.n_in)
+
     def rows_in(self, n_windows: int) -> int:
-        """Rows of the input of `n_windows`, with those that the last patches reach into."""
-        return n_windows * self.stride_in + self.pieces()[-1][0]
+        """Rows of the input of `n_windows`, with those that the last patch reaches into."""
+        return (n_windows * self.n_rows - 1) * self.stride + self.kernel
+
+    def rows_out(self, rows_in: int) -> int:
+        """Rows of the output of an input of `rows_in`."""
+        return (rows_in - self.kernel) // self.stride + 1
 
     def pieces(self) -> list[tuple[int, int]]:
         """Return (first row, rows) of the kernel's pieces, each at most one stride long."""
@@ -75,62 +82,78 @@ class ConvShape:
             for start in range(0, self.kernel, self.stride)
         ]
 
-    def patches(self, x: Tensor, start: int, n: int, n_windows: int) -> Tensor:
+    def patches(self, x: Tensor, start: int, n: int) -> Tensor:
         """Return a view of `x` (T, rows, n_in) whose rows are one piece of every patch."""
         n_tasks, rows, channels = x.shape
         return x.as_strided(
-            (n_tasks, n_windows * self.n_rows, n * channels),
+            (n_tasks, self.rows_out(rows), n * channels),
             (rows * channels, self.stride * channels, 1),
             x.storage_offset() + start * channels,
         )
 
 
-def conv_forward(
-    shape: ConvShape, x: Tensor, weight: Tensor, y: Tensor, *, add: bool = False
-) -> None:
-    """Write, or add, the convolution of `x` with `weight` (T, kernel * n_in, n_out) to `y`."""
-    n_windows = y.shape[1] // shape.n_rows
+def conv_forward(shape: ConvShape, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the convolution of `x` (T, rows, n_in) with `weight` (T, n_out, kernel, n_in).
+
+    Shape (T, n_windows * n_rows, n_out). For one task, all windows together are a long picture: oneDNN
+    convolves one faster than many short ones, and faster than a matrix product. Several tasks are a
+    batch of matrix products, which costs fewer calls.
+    """
+    if len(x) == 1 and shape.kernel > 1:
+        return _rows(torch.conv2d(_picture(x), _kernel(weight), stride=(1, shape.stride)))
+    y = x.new_empty(len(x), shape.rows_out(x.shape[1]), shape.n_out)
     for start, n in shape.pieces():
-        patch = shape.patches(x, start, n, n_windows)
-        piece = weight[:, start * shape.n_in : (start + n) * shape.n_in]
-        if start == 0 and not add:
+        patch, piece = shape.patches(x, start, n), weight[:, :, start : start + n].flatten(2).mT
+        if start == 0:
             torch.bmm(patch, piece, out=y)
         else:
             y.baddbmm_(patch, piece)
+    return y
 
 
-def conv_backward_weight(
-    shape: ConvShape, x: Tensor, g_y: Tensor, g_weight: Tensor, *, add: bool = False
-) -> None:
-    """Write, or add, the gradient of the weight (T, kernel * n_in, n_out)."""
-    n_windows = g_y.shape[1] // shape.n_rows
+def conv_backward(
+    shape: ConvShape, g_y: Tensor, x: Tensor, weight: Tensor, *, of_x: bool
+) -> tuple[Tensor | None, Tensor]:
+    """Return the gradients of `x`, if asked for, and of `weight`, each in its shape."""
+    if len(x) == 1 and shape.kernel > 1:
+        return _picture_backward(shape, g_y, x, weight, of_x=of_x)
+    g_x, g_weight = torch.zeros_like(x) if of_x else None, torch.empty_like(weight)
     for start, n in shape.pieces():
-        patch = shape.patches(x, start, n, n_windows).transpose(1, 2)
-        piece = g_weight[:, start * shape.n_in : (start + n) * shape.n_in]
-        if add:
-            piece.baddbmm_(patch, g_y)
-        else:
-            torch.bmm(patch, g_y, out=piece)
+        part = slice(start, start + n)
+        of_weight = torch.bmm(shape.patches(x, start, n).mT, g_y).mT
+        g_weight[:, :, part] = of_weight.unflatten(2, (n, shape.n_in))
+        if of_x:
+            shape.patches(g_x, start, n).baddbmm_(g_y, weight[:, :, part].flatten(2))
+    return g_x, g_weight
 
 
-def conv_backward_input(
-    shape: ConvShape, weight: Tensor, g_y: Tensor, g_x: Tensor, *, add: bool = False
-) -> None:
-    """Write, or add, the gradient of the input (T, rows, n_in)."""
-    n_windows = g_y.shape[1] // shape.n_rows
-    if not add:
-        g_x[:, n_windows * shape.stride_in :] = 0
-    for start, n in shape.pieces():
-        patch = shape.patches(g_x, start, n, n_windows)
-        piece = weight[:, start * shape.n_in : (start + n) * shape.n_in].transpose(1, 2)
-        if start == 0 and n == shape.stride and not add:
-            torch.bmm(g_y, piece, out=patch)
-        else:
-            patch.baddbmm_(g_y, piece)
+def _picture_backward(
+    shape: ConvShape, g_y: Tensor, x: Tensor, weight: Tensor, *, of_x: bool
+) -> tuple[Tensor | None, Tensor]:
+    g_x, g_weight, _ = torch.ops.aten.convolution_backward(
+        *(_picture(g_y), _picture(x), _kernel(weight)),
+        *(None, (1, shape.stride), (0, 0), (1, 1), False, (0, 0), 1),
+        (of_x, True, False),
+    )
+    return _rows(g_x) if of_x else None, g_weight[None, :, :, 0].mT
+
+
+def _picture(rows: Tensor) -> Tensor:
+    """Return rows of channels (1, rows, C) as (1, C, 1, rows), which is channels-last memory."""
+    return rows.mT[:, :, None]
+
+
+def _rows(picture: Tensor) -> Tensor:
+    return picture[:, :, 0].mT
+
+
+def _kernel(weight: Tensor) -> Tensor:
+    """Return (1, n_out, kernel, n_in) as (n_out, n_in, 1, kernel)."""
+    return weight[0].mT[:, :, None]
 
 
 class FlatWeights:
-    """Many weights as one vector, that of a convolution as the matrix that its patches multiply.
+    """Many weights as one vector, those of a convolution in the order that its patches have.
 
     Parameters
     ----------
@@ -140,37 +163,28 @@ class FlatWeights:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.shapes = dict(shapes)
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        self.starts = dict(zip(self.shapes, [0, *accumulate(sizes)], strict=False))
-        self.size = sum(sizes)
+        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
 
     def pack(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the vector, shape ``(size,)``."""
-        return torch.cat([as_matrix(weights[name]).flatten() for name in self.shapes])
+        return torch.cat([in_patch_order(weights[name]).flatten() for name in self.shapes])
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
         """Return views of a vector in the network's shapes."""
-        found = {}
-        for name, view in self.views(flat[None]).items():
-            shape = self.shapes[name]
-            is_conv = len(shape) == 3
-            found[name] = view[0].view(shape[::-1]).permute(2, 1, 0) if is_conv else view[0]
-        return found
+        return {name: in_patch_order(view) for name, view in self.views(flat).items()}
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Return views of T vectors (T, size): (T, kernel * n_in, n_out), else (T, *shape)."""
-        found = {}
-        for name, shape in self.shapes.items():
-            part = flat[:, self.starts[name] : self.starts[name] + math.prod(shape)]
-            found[name] = part.unflatten(1, matrix_shape(shape))
-        return found
+        """Return views (..., *shape) of vectors (..., size), (..., n_out, kernel, n_in) of a conv."""
+        parts = flat.split(self.sizes, dim=-1)
+        return {
+            name: part.unflatten(-1, (shape[0], *shape[:0:-1]))
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
 
 
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape in which a weight is used: (kernel * n_in, n_out) for (n_out, n_in, kernel)."""
-    return (shape[2] * shape[1], shape[0]) if len(shape) == 3 else tuple(shape)
+def in_patch_order(weight: Tensor) -> Tensor:
+    """Return a convolution's weight (n_out, n_in, kernel) as (n_out, kernel, n_in), or back.
 
-
-def as_matrix(weight: Tensor) -> Tensor:
-    """Return a convolution's weight (n_out, n_in, kernel) as (kernel * n_in, n_out), others as is."""
-    return weight.permute(2, 1, 0).flatten(0, 1) if weight.ndim == 3 else weight
+    Other weights stay as they are.
+    """
+    return weight.transpose(1, 2) if weight.ndim == 3 else weight
