@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,11 @@ class Buffers:
         self._free[purpose, tuple(buffer.shape)].append(buffer)
 
 
+WIDE = 32
+"""Channels from which a convolution per task is faster than a batch of matrix products, which costs
+fewer calls; measured with benchmarks/meta_engine.py."""
+
+
 @dataclass(frozen=True)
 class ConvShape:
     """Geometry of a strided, zero-padded convolution on rows of channels.
@@ -43,6 +48,11 @@ class ConvShape:
     kernel: int
     stride: int
     length_in: int
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a task has work enough for convolutions of its own."""
+        return self.kernel > 1 and self.n_in >= WIDE
 
     @property
     def padding(self) -> int:
@@ -95,12 +105,10 @@ class ConvShape:
 def conv_forward(shape: ConvShape, x: Tensor, weight: Tensor) -> Tensor:
     """Return the convolution of `x` (T, rows, n_in) with `weight` (T, n_out, kernel, n_in).
 
-    Shape (T, n_windows * n_rows, n_out). For one task, all windows together are a long picture: oneDNN
-    convolves one faster than many short ones, and faster than a matrix product. Several tasks are a
-    batch of matrix products, which costs fewer calls.
+    Shape (T, n_windows * n_rows, n_out).
     """
-    if len(x) == 1 and shape.kernel > 1:
-        return _rows(torch.conv2d(_picture(x), _kernel(weight), stride=(1, shape.stride)))
+    if shape.is_wide:
+        return _stack([_forward_picture(shape, *task) for task in zip(x, weight, strict=True)])
     y = x.new_empty(len(x), shape.rows_out(x.shape[1]), shape.n_out)
     for start, n in shape.pieces():
         patch, piece = shape.patches(x, start, n), weight[:, :, start : start + n].flatten(2).mT
@@ -115,8 +123,11 @@ def conv_backward(
     shape: ConvShape, g_y: Tensor, x: Tensor, weight: Tensor, *, of_x: bool
 ) -> tuple[Tensor | None, Tensor]:
     """Return the gradients of `x`, if asked for, and of `weight`, each in its shape."""
-    if len(x) == 1 and shape.kernel > 1:
-        return _picture_backward(shape, g_y, x, weight, of_x=of_x)
+    if shape.is_wide:
+        tasks = zip(g_y, x, weight, strict=True)
+        pairs = [_backward_picture(shape, *task, of_x=of_x) for task in tasks]
+        of_xs, of_weights = zip(*pairs, strict=True)
+        return _stack(of_xs) if of_x else None, _stack(of_weights)
     g_x, g_weight = torch.zeros_like(x) if of_x else None, torch.empty_like(weight)
     for start, n in shape.pieces():
         part = slice(start, start + n)
@@ -127,7 +138,20 @@ def conv_backward(
     return g_x, g_weight
 
 
-def _picture_backward(
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _forward_picture(shape: ConvShape, x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve all windows of one task as one long picture.
+
+    oneDNN convolves a picture faster than many short signals, and faster than a matrix product runs.
+    """
+    y = torch.conv2d(_picture(x), _kernel(weight), stride=(1, shape.stride))
+    return y[0, :, 0].T
+
+
+def _backward_picture(
     shape: ConvShape, g_y: Tensor, x: Tensor, weight: Tensor, *, of_x: bool
 ) -> tuple[Tensor | None, Tensor]:
     g_x, g_weight, _ = torch.ops.aten.convolution_backward(
@@ -135,21 +159,17 @@ def _picture_backward(
         *(None, (1, shape.stride), (0, 0), (1, 1), False, (0, 0), 1),
         (of_x, True, False),
     )
-    return _rows(g_x) if of_x else None, g_weight[None, :, :, 0].mT
+    return g_x[0, :, 0].T if of_x else None, g_weight[:, :, 0].mT
 
 
 def _picture(rows: Tensor) -> Tensor:
-    """Return rows of channels (1, rows, C) as (1, C, 1, rows), which is channels-last memory."""
-    return rows.mT[:, :, None]
-
-
-def _rows(picture: Tensor) -> Tensor:
-    return picture[:, :, 0].mT
+    """Return rows of channels (rows, C) as (1, C, 1, rows), which is channels-last memory."""
+    return rows.T[None, :, None]
 
 
 def _kernel(weight: Tensor) -> Tensor:
-    """Return (1, n_out, kernel, n_in) as (n_out, n_in, 1, kernel)."""
-    return weight[0].mT[:, :, None]
+    """Return (n_out, kernel, n_in) as (n_out, n_in, 1, kernel)."""
+    return weight.mT[:, :, None]
 
 
 class FlatWeights:

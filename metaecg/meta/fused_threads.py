@@ -15,10 +15,9 @@ from metaecg.meta.stacked import Loss, StackedModel
 from metaecg.models.backbones.compact_cnn import CompactCNN, ConvBlock
 
 TASKS_AT_ONCE = 4
-"""Tasks of a chunk of a narrow network: enough to make the calls cheap, few enough for the caches."""
-WIDE = 48
-"""Channels from which a task has work enough to go alone, in convolutions faster than a batch of
-matrix products; measured with benchmarks/meta_engine.py."""
+"""Tasks of a chunk: enough to make the calls cheap, few enough for the processor's caches."""
+WIDE, WIDE_TASKS_AT_ONCE = 48, 2
+"""Of networks with so many channels two tasks are enough, and take half the memory."""
 
 KNOWN_LAYERS = (CompactCNN, ConvBlock, nn.Sequential, nn.Conv1d, nn.GroupNorm, nn.Linear)
 
@@ -51,7 +50,8 @@ class FusedThreads:
         self, network: CompactCNN, *, task_chunk: int | None, n_threads: int | None
     ) -> None:
         # The same whatever the number of threads, so that the sums are too.
-        at_once = 1 if network.blocks[0].conv.out_channels >= WIDE else TASKS_AT_ONCE
+        is_wide = network.blocks[0].conv.out_channels >= WIDE
+        at_once = WIDE_TASKS_AT_ONCE if is_wide else TASKS_AT_ONCE
         self.chunk = min(at_once, task_chunk or at_once)
         self.most_chunks = task_chunk // self.chunk if task_chunk else None
         self.n_threads = n_threads
