@@ -30,8 +30,8 @@ class Buffers:
         self._free[purpose, tuple(buffer.shape)].append(buffer)
 
 
-WIDE = 32
-"""Channels from which a convolution per task is faster than a batch of matrix products, which costs
+WIDE = 4096
+"""Weights from which a convolution per task is faster than a batch of matrix products, which costs
 fewer calls; measured with benchmarks/meta_engine.py."""
 
 
@@ -52,7 +52,7 @@ class ConvShape:
     @property
     def is_wide(self) -> bool:
         """Whether a task has work enough for convolutions of its own."""
-        return self.kernel > 1 and self.n_in >= WIDE
+        return self.kernel > 1 and self.kernel * self.n_in * self.n_out >= WIDE
 
     @property
     def padding(self) -> int:
