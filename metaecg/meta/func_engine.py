@@ -12,7 +12,13 @@ from torch.nn import functional as F
 
 from metaecg.checks import check_option, check_positive
 from metaecg.errors import AdaptationError
-from metaecg.meta.algorithms import Algorithm, StepPlan, check_meta_step, head_names
+from metaecg.meta.algorithms import (
+    Algorithm,
+    StepPlan,
+    check_meta_step,
+    head_names,
+    split_rates,
+)
 from metaecg.meta.engine import MetaBatch, MetaStep, Parameters, explicit_randomness
 from metaecg.meta.fused_threads import FusedThreads, can_fuse
 from metaecg.meta.stacked import Loss, VmapModel
@@ -48,7 +54,8 @@ class FuncEngine:
         The network holds batch norm, or says itself (`supports_vmap`) that it can't be stacked, or
         has no features and head for anil.
     ValueError
-        `task_chunk` or `n_threads` is not above zero, or `backend` is unknown.
+        `task_chunk` or `n_threads` is not above zero, or `backend` is unknown. At a meta-step:
+        a weight that the network doesn't have.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class FuncEngine:
         """Return losses and the mean meta-gradient; see `metaecg.meta.engine.Engine`."""
         plan = plan or self.algorithm.final_plan()
         check_meta_step(self.algorithm, parameters, plan)
+        _refuse_unknown_weights(self.network, parameters)
         # No tape outside torch.func's own: it would hold the graph of every chunk to the end.
         with torch.no_grad(), explicit_randomness(self.network, generator):
             steps = self._steps(parameters, batch, plan)
@@ -179,6 +187,16 @@ def _refuse_what_cannot_run(network: nn.Module, algorithm: Algorithm) -> None:
             "(supports_vmap is False: recurrent cells have no such form). Use compact-cnn, net1d, or "
             "resnet1d-18 with norm='group'; or the engine learn2learn, which takes one task after "
             "the other."
+        )
+
+
+def _refuse_unknown_weights(network: nn.Module, parameters: Parameters) -> None:
+    known = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    unknown = sorted(split_rates(parameters)[0].keys() - known)
+    if unknown:
+        raise ValueError(
+            f"parameters holds {unknown[0]!r}, which {type(network).__name__} has no weight for; "
+            "pass names of network.named_parameters()."
         )
 
 

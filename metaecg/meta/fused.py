@@ -44,14 +44,18 @@ class FusedCompactCNN:
 
     def __init__(self, network: CompactCNN) -> None:
         self.network = network
-        self._buffers: dict[torch.dtype, Buffers] = {}
+        self._buffers: dict[tuple[torch.dtype, int], Buffers] = {}
         self._patches: tuple[Tensor, Tensor] | None = None
         self._flat = FlatWeights({})
         self._shapes: dict[int, list[tuple[ConvShape, tuple[int, int, int, int]]]] = {}
 
     def pack(self, weights: Weights) -> dict[str, Tensor]:
-        """Return all weights in one vector, so that an inner step is one operation."""
-        self._flat = FlatWeights({name: tuple(w.shape) for name, w in weights.items()})
+        """Return all weights in one vector, so that an inner step is one operation.
+
+        Their order is the network's, whatever that of `weights`: vectors must agree on it.
+        """
+        named = self.network.named_parameters()
+        self._flat = FlatWeights({name: tuple(p.shape) for name, p in named if name in weights})
         return {FLAT: self._flat.pack(weights)}
 
     def unpack(self, packed: Weights) -> dict[str, Tensor]:
@@ -106,7 +110,8 @@ class FusedCompactCNN:
             )
             for i, (shape, rows) in enumerate(self._geometry(x.shape[-1]))
         ]
-        buffers = self._buffers.setdefault(x.dtype, Buffers(x.dtype))
+        # Windows of another length may fill a buffer of the same shape, with other rows between.
+        buffers = self._buffers.setdefault((x.dtype, x.shape[-1]), Buffers(x.dtype))
         return Body(layers=layers, buffers=buffers, n_windows=x.shape[1])
 
     def _geometry(self, n_samples: int) -> list[tuple[ConvShape, tuple[int, int, int, int]]]:
@@ -126,7 +131,8 @@ class FusedCompactCNN:
             padding = conv.padding[0]
             patches = F.pad(x, (padding, padding)).unfold(-1, conv.kernel_size[0], conv.stride[0])
             rows = patches.permute(0, 1, 3, 4, 2)  # (T, n, length, kernel, n_leads)
-            self._patches = x, rows.reshape(len(x), x.shape[1] * rows.shape[2], -1)
+            patches = rows.reshape(len(x), x.shape[1] * rows.shape[2], -1)
+            self._patches = x, patches.contiguous()  # of a single window it may be a view
         return self._patches[1]
 
 
@@ -149,7 +155,7 @@ class Head:
         self.probabilities = log_p.exp()
         target = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
         self.g_logits = (self.probabilities - target) / labels.shape[1]
-        return -(log_p * target).sum(dim=(1, 2)) / labels.shape[1]
+        return -log_p.gather(-1, labels[..., None]).mean(dim=(1, 2))
 
     def backward(self, gradients: Views) -> Tensor:
         """Write the gradient of the weights, return that of the features."""

@@ -18,6 +18,8 @@ References
    derivative of the gradient along a direction, by a forward pass of tangents.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit
 
@@ -25,9 +27,19 @@ EPS = 1e-5
 """As `torch.nn.GroupNorm`."""
 
 # Sums may be reordered, which lets them run in vector registers; NaN and infinity keep their meaning.
-_compiled = njit(
-    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
-)
+OPTIONS = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz"},
+}
+
+
+def _compiled(function: Callable) -> Callable:
+    """Compile at the first call, and keep the result on disk where a folder can be written."""
+    try:
+        return njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # neither this folder nor the user's cache: each process compiles anew
+        return njit(**OPTIONS)(function)
 
 
 @_compiled
