@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from metaecg.checks import check_option, check_positive
+from metaecg.models.backbones.cnn_transformer import CNNTransformer
 from metaecg.models.backbones.compact_cnn import CompactCNN
 from metaecg.models.backbones.metava import MetaVANet
 from metaecg.models.backbones.net1d import Net1D
@@ -20,6 +21,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "lstm": LSTMNet,
     "bilstm": BiLSTMNet,
     "net1d": Net1D,
+    "cnn-transformer": CNNTransformer,
 }
 """Every class takes ``n_leads, n_samples, fs_hz, n_classes`` and its own arguments with defaults;
 has `head` (the last linear layer), `features` (what goes into it) and `supports_vmap` (False where

@@ -28,6 +28,9 @@ N_PARAMETERS = {
     "bilstm": 51_042,
     # stem 128*16+128; a block (m, n) has m*n + 2*n*n + 260.5*n; head 16*2+2
     "net1d": 353_794,
+    # at width w=64: convolutions 47*w*w + 10*w + 9*w, norms 12*w, transformer 12*w*w + 13*w,
+    # neck w*w + w, head 2*w + 2 (its published sizes are tested in test_cnn_transformer)
+    "cnn-transformer": 248_770,
 }
 VARIANTS = [(name, {}) for name in N_PARAMETERS] + [
     ("compact-cnn", {"width": 16}),
