@@ -36,9 +36,16 @@ class PreprocessingConfig(_Section):
 class NetworkConfig(_Section):
     """The network of the base."""
 
-    name: Literal["compact-cnn", "metava", "resnet1d-18", "gru", "lstm", "bilstm", "net1d"] = (
-        "compact-cnn"
-    )
+    name: Literal[
+        "compact-cnn",
+        "metava",
+        "resnet1d-18",
+        "gru",
+        "lstm",
+        "bilstm",
+        "net1d",
+        "cnn-transformer",
+    ] = "compact-cnn"
     """A name of metaecg.models.registry.NETWORKS; meta-learning by the engine func needs one without
     batch norm and recurrent cells."""
     arguments: dict[str, int | float | str | bool] = {}

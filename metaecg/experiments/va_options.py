@@ -205,7 +205,8 @@ def _network_problems(config: VAConfig) -> list[str]:
     name, arguments = config.network.name, config.network.arguments
     methods = _chosen(config)
     has_batch_norm = name == "resnet1d-18" and arguments.get("norm", "batch") == "batch"
-    has_batch_norm |= name == "metava" or (name == "net1d" and bool(arguments.get("use_bn", False)))
+    has_batch_norm |= name in ("metava", "cnn-transformer")
+    has_batch_norm |= name == "net1d" and bool(arguments.get("use_bn", False))
     problems = []
     meta = [m for m, method in methods.items() if method.base.startswith("maml")]
     # anil's body is one for all tasks, so a recurrent cell may stand there

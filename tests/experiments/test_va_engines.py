@@ -22,6 +22,7 @@ NETWORKS = [
     ("lstm", {}),
     ("bilstm", {}),
     ("metava", {}),
+    ("cnn-transformer", {"attention": "plain"}),
     ("resnet1d-18", {}),
     ("resnet1d-18", {"norm": "group"}),
     ("net1d", {}),

@@ -30,7 +30,7 @@ ACCEPTED = {
     "lstm": {"n_channels": 4, "n_hidden": 5, "n_layers": 2},
     "bilstm": {"n_channels": 4, "n_hidden": 5},
 }
-WITH_BATCH_NORM = {"metava": {}, "resnet1d-18": {"norm": "batch"}}
+WITH_BATCH_NORM = {"metava": {}, "cnn-transformer": {}, "resnet1d-18": {"norm": "batch"}}
 
 
 def engine_of(network, *, inner_steps=3, task_chunk=None, **algorithm) -> FuncEngine:

@@ -22,7 +22,7 @@ STACKABLE = [
     ("resnet1d-18", {"norm": "group", "width": 8}),
     ("net1d", {"base_filters": 16, "filters": [16], "n_blocks": 1}),
 ]
-NOT_STACKABLE = ["metava", "resnet1d-18", "gru", "lstm", "bilstm"]
+NOT_STACKABLE = ["metava", "cnn-transformer", "resnet1d-18", "gru", "lstm", "bilstm"]
 
 
 class OneWeight(nn.Module):

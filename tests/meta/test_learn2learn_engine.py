@@ -40,7 +40,14 @@ COMPARED = {
     "resnet1d-18": {"norm": "group", "width": 8},
     "net1d": {"base_filters": 16, "filters": [16], "n_blocks": 1},
 }
-ONLY_LEARN2LEARN = {"metava": {}, "resnet1d-18": {"width": 8}, "gru": {}, "lstm": {}, "bilstm": {}}
+ONLY_LEARN2LEARN = {
+    "metava": {},
+    "cnn-transformer": {"width": 16, "attention": "plain"},
+    "resnet1d-18": {"width": 8},
+    "gru": {},
+    "lstm": {},
+    "bilstm": {},
+}
 """Networks that the default engine refuses: batch norm, recurrent cells."""
 
 INNER_LOOPS = [
