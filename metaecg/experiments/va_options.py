@@ -237,6 +237,14 @@ def _problems_of_learn2learn(config: VAConfig) -> list[str]:
             "meta.algorithm is 'maml++', which learn2learn doesn't have; expected meta.engine=func, "
             "or another algorithm, such as meta-sgd for learned rates."
         )
+    second_order = config.meta.algorithm in ("maml", "meta-sgd") and not config.meta.first_order
+    fused = config.network.arguments.get("attention", "fused") == "fused"
+    if second_order and fused and config.network.name == "cnn-transformer":
+        problems.append(
+            "network.name is 'cnn-transformer', whose fused attention has no second derivatives; "
+            f"expected network.arguments={{attention: plain}} for {config.meta.algorithm}, or "
+            "meta.first_order=true."
+        )
     if find_spec("learn2learn") is None:
         from metaecg.meta.learn2learn_engine import how_to_install
 

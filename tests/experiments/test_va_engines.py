@@ -99,6 +99,23 @@ def test_a_missing_learn2learn_is_reported_before_anything_is_trained(monkeypatc
 
 
 @needs_learn2learn
+@pytest.mark.parametrize(
+    ("arguments", "meta", "refused"),
+    [
+        ({}, {"algorithm": "maml"}, True),
+        ({"attention": "fused"}, {"algorithm": "meta-sgd"}, True),
+        ({}, {"algorithm": "maml", "first_order": True}, False),
+        ({}, {"algorithm": "anil"}, False),
+    ],
+)
+def test_fused_attention_is_refused_where_second_derivatives_are_needed(arguments, meta, refused):
+    network = {"name": "cnn-transformer", "arguments": arguments}
+    config = build_config({"network": network, "meta": {"engine": "learn2learn"} | meta})
+    problems = va_options._network_problems(config)
+    assert [("attention: plain" in problem) for problem in problems] == [True] * refused
+
+
+@needs_learn2learn
 def test_a_base_has_the_same_weights_whichever_engine_trains_it():
     func, learn2learn = (train(engine, "compact-cnn", {"width": 4}) for engine in ENGINES)
     for (name, a), b in zip(func.named_parameters(), learn2learn.parameters(), strict=True):
