@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,13 +13,16 @@ from metaecg.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Config = TypeVar("Config", bound=BaseModel)
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a configuration: what it doesn't know is a mistake."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class PreprocessingConfig(_Section):
+class PreprocessingConfig(Section):
     """How signals become windows."""
 
     fs_hz: PositiveFloat = 200.0
@@ -33,7 +37,7 @@ class PreprocessingConfig(_Section):
     """Scale each window by its own mean and spread, or leave millivolts."""
 
 
-class NetworkConfig(_Section):
+class NetworkConfig(Section):
     """The network of the base."""
 
     name: Literal[
@@ -52,7 +56,7 @@ class NetworkConfig(_Section):
     """The network's own arguments, such as {width: 16}."""
 
 
-class PretrainConfig(_Section):
+class PretrainConfig(Section):
     """Supervised pre-training."""
 
     batch_size: Annotated[int, Field(ge=2)] = 64
@@ -63,7 +67,7 @@ class PretrainConfig(_Section):
     """AdamW's weight decay."""
 
 
-class MetaConfig(_Section):
+class MetaConfig(Section):
     """Meta-learning, of the bases maml and maml+curriculum."""
 
     algorithm: Literal["maml", "fomaml", "anil", "meta-sgd", "maml++", "reptile"] = "maml"
@@ -91,7 +95,7 @@ class MetaConfig(_Section):
     """Adapt at most so many tasks at once: same gradients, less memory."""
 
 
-class CurriculumConfig(_Section):
+class CurriculumConfig(Section):
     """Which subjects are trained on when (methods with +curriculum)."""
 
     difficulty: Literal["initial-loss", "running-loss", "separability"] = "initial-loss"
@@ -100,7 +104,7 @@ class CurriculumConfig(_Section):
     """From easy to hard: metava, linear, exponential, self-paced or none."""
 
 
-class PersonalizeConfig(_Section):
+class PersonalizeConfig(Section):
     """Fine-tuning on a patient's support."""
 
     n_steps: Positive = 30
@@ -113,7 +117,7 @@ class PersonalizeConfig(_Section):
     """Reading of MetaVA's pre-fine-tuning that methods with +prefine use."""
 
 
-class DemoConfig(_Section):
+class DemoConfig(Section):
     """The generated patients of the embedded default."""
 
     n_subjects: Annotated[int, Field(ge=8)] = 16
@@ -122,7 +126,7 @@ class DemoConfig(_Section):
     """Length of each recording, seconds."""
 
 
-class TrackingConfig(_Section):
+class TrackingConfig(Section):
     """The MLflow run."""
 
     enabled: bool = True
@@ -137,7 +141,7 @@ NO_FIGURE = {"out", "cache", "workers", "tracking", "data", "keep_jobs"}
 """Fields that change no figure, but for ``data``, whose content has checksums of its own."""
 
 
-class VAConfig(_Section):
+class VAConfig(Section):
     """Everything that decides a run of va_fewshot."""
 
     data: Path | None = None
@@ -207,14 +211,16 @@ MetaVA as released and the control with shuffled labels take longer (name them w
 LIST_FIELDS = ("databases", "methods", "seeds")
 
 
-def build_config(values: dict) -> VAConfig:
+def build_config(
+    values: dict, section: type[Config] = VAConfig, *, lists: Sequence[str] = LIST_FIELDS
+) -> Config:
     """Validate nested values; raise one ConfigError that lists every mistake."""
-    for name in LIST_FIELDS:
+    for name in lists:
         values = split_list(values, name)
     try:
-        return VAConfig.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError([_problem(item) for item in error.errors()]) from error
+        raise ConfigError([_problem(item, section) for item in error.errors()]) from error
 
 
 def load_yaml(path: Path) -> dict:
@@ -261,7 +267,7 @@ def field_names(section: type[BaseModel] = VAConfig, prefix: str = "") -> list[s
     names = []
     for name, info in section.model_fields.items():
         names.append(prefix + name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, _Section):
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
             names += field_names(info.annotation, f"{prefix}{name}.")
     return names
 
@@ -276,17 +282,17 @@ def split_list(values: dict, name: str) -> dict:
     return values
 
 
-def _problem(item: dict) -> str:
+def _problem(item: dict, section: type[BaseModel]) -> str:
     """Say what is wrong with one field, with its value and what was expected."""
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{name} is no setting; expected {_nearest(name)}"
+        return f"{name} is no setting; expected {_nearest(name, section)}"
     expected = item["msg"][0].lower() + item["msg"][1:]
     return f"{name} is {item['input']!r}: {expected}."
 
 
-def _nearest(name: str) -> str:
+def _nearest(name: str, section: type[BaseModel]) -> str:
     *parents, _ = name.split(".")
     prefix = ".".join(parents)
-    known = [n for n in field_names() if n.rpartition(".")[0] == prefix]
+    known = [n for n in field_names(section) if n.rpartition(".")[0] == prefix]
     return did_you_mean(name, known)

@@ -15,7 +15,7 @@ from metaecg.experiments.config import (
     parse_override,
 )
 
-CONFIGS = sorted((Path(__file__).parents[2] / "experiments" / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "experiments" / "configs").glob("va_*.yaml"))
 
 
 def test_every_mistake_is_reported_at_once_with_name_value_and_expectation():
