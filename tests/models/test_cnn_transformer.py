@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from metaecg.evaluate.memory import LiveTensors
 from metaecg.models.backbones.cnn_transformer import (
     SIZES,
     CNNTransformer,
@@ -134,6 +135,18 @@ def test_a_residual_block_is_what_its_layers_say_and_has_no_activation_after_the
     found.square().sum().backward(), expected.square().sum().backward()
     for parameter, same in zip(block.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, same.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_residual_block_keeps_four_maps_for_the_gradient_and_without_it_has_two_at_once(train):
+    block, x = make(n_leads=1).conv_blocks[0].train(train), random(2, 1, 4000)
+    one_map = 2 * 16 * 1000 * 4
+    with LiveTensors() as live, torch.no_grad():
+        block(x)
+    assert 2 * one_map <= live.peak_bytes < 2.5 * one_map
+    with LiveTensors() as live:
+        y = block(x)
+        assert 4 * one_map + y.nbytes <= live.bytes < 4.5 * one_map + y.nbytes
 
 
 def test_a_transformer_block_is_the_pre_norm_layer_of_torch_under_a_causal_mask():
@@ -289,8 +302,13 @@ def test_leads_that_are_not_there_are_refused_with_those_that_are(leads):
 def test_slimming_a_wrapped_convolution_is_refused_with_what_to_do():
     network = make(n_leads=12)
     network.conv_blocks[0].shortcut = nn.Sequential(network.conv_blocks[0].shortcut)
-    with pytest.raises(TypeError, match=r"conv_blocks.0.shortcut is Sequential.*Merge"):
+    with pytest.raises(TypeError, match=r"0.shortcut is torch.*Sequential; a plain.*Merge"):
         slim_leads(network, (0,))
+
+
+def test_a_slimmed_convolution_knows_how_many_leads_it_reads():
+    first = slim_leads(make(n_leads=12), (1, 6, 10)).conv_blocks[0]
+    assert (first.conv1.in_channels, first.shortcut.in_channels) == (3, 3)
 
 
 @pytest.mark.parametrize(

@@ -140,10 +140,11 @@ def slim_leads(network: CNNTransformer, leads: Sequence[int]) -> CNNTransformer:
     """
     first = network.conv_blocks[0]
     for name in ("conv1", "shortcut"):
-        if type(getattr(first, name)) is not nn.Conv1d:
+        kind = type(getattr(first, name))
+        if kind is not nn.Conv1d:
             raise TypeError(
-                f"conv_blocks.0.{name} is {type(getattr(first, name)).__name__}; a plain "
-                "convolution was expected. Merge the adapters into the network first."
+                f"conv_blocks.0.{name} is {kind.__module__}.{kind.__name__}; a plain nn.Conv1d was "
+                "expected. Merge the adapters into the network first."
             )
     leads = _check_leads(leads, first.conv1.in_channels)
     slim = copy.deepcopy(network)
@@ -155,8 +156,8 @@ def slim_leads(network: CNNTransformer, leads: Sequence[int]) -> CNNTransformer:
 class ResidualBlock(nn.Module):
     """Two convolutions, each with batch norm and leaky ReLU, beside an averaging shortcut.
 
-    The sums and activations that overwrite their input are those whose input no gradient needs:
-    a third of what training would otherwise keep, and one map less at the peak without gradients.
+    Sums and activations overwrite an input that no gradient needs. Of maps as large as its output,
+    training keeps four, not six, and at most two are alive at once without gradients.
     """
 
     def __init__(self, n_in: int, n_out: int) -> None:
