@@ -39,7 +39,7 @@ def gradients_for(network: nn.Module, parameters: Sequence[nn.Parameter]) -> Ite
     try:
         for parameter, _ in before:
             parameter.requires_grad_(id(parameter) in wanted)
-        with torch.set_grad_enabled(bool(wanted)):
+        with torch.enable_grad():
             yield
     finally:
         for parameter, needed in before:

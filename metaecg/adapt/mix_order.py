@@ -170,6 +170,7 @@ class MixOrder:
             and gradients are as before.
         """
         self._check_batch(x, y)
+        x, y = x.detach(), y.detach()  # a graph behind them would run through the whole network
         with left_as_found(self.network), training_mode(self.network):
             value, probes, deep = self._zeroth_order(x, y)
             n = self.n_first_order
@@ -287,8 +288,9 @@ class MixOrder:
         return value
 
     def _check_gradients(self, names: list[str], gradients: list[Tensor]) -> None:
-        finite = torch.stack([gradient.isfinite().all().cpu() for gradient in gradients])
-        if not finite.all():
+        device = gradients[0].device
+        finite = torch.stack([gradient.isfinite().all().to(device) for gradient in gradients])
+        if not finite.all():  # one wait for the device, not one per tensor
             name = names[int(finite.int().argmin())]
             raise AdaptationError(
                 f"the gradient of {name!r} is not finite at step {self.n_steps + 1}; finite "

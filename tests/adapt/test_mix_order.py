@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from metaecg.adapt.methods import prepare_network, trained_parameters
 from metaecg.adapt.mix_order import MixOrder, mix
 from metaecg.errors import AdaptationError
-from metaecg.models.registry import build_network
+from metaecg.models.registry import NETWORKS, build_network
 
 SCALE = 1e-3
 
@@ -222,6 +222,7 @@ def test_in_pieces_the_first_batch_norm_records_what_the_whole_batch_would(momen
     for chunk in (None, 3):
         network, (x, y) = make_net(), make_batch()
         network.norm.momentum = momentum
+        x = x + torch.arange(8)[:, None, None]  # the pieces differ in their means
         make_stepper(network, chunk=chunk).backward(x, y)
         assert network.norm.momentum == momentum
         statistics.append([buffer.clone() for buffer in network.norm.buffers()])
@@ -328,6 +329,15 @@ def test_a_random_direction_has_no_cosine_on_average_but_the_same_z():
     assert torch.allclose(measured.abs(), random.abs(), atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_sign_of_a_random_direction_is_the_coins(seed):
+    network, (x, y) = make_net(), make_batch()
+    stepper = make_stepper(network, seed=seed, mixing=0, direction="random")
+    stepper.backward(x, y)
+    coin, z = drawn(seed, {n: p.shape for n, p in split(network)["shallow"]}, torch.float32)
+    assert cosine(network.conv.weight.grad, z["conv.weight"]) == pytest.approx(coin, abs=1e-4)
+
+
 def saved_shapes(run):
     """Return the shapes of all that autograd kept while `run` ran."""
     shapes = []
@@ -354,6 +364,7 @@ def test_of_the_whole_batch_only_the_deep_layers_keep_anything_for_the_backward_
 
 def test_no_graph_is_recorded_without_deep_parameters():
     network, (x, y) = make_net(), make_batch(16)
+    x.requires_grad_()
     deep = split(network)["deep"]
     shapes = saved_shapes(lambda: make_stepper(network, deep=[]).backward(x, y))
     assert all(shape[:1] != (16,) for shape in shapes)
@@ -439,6 +450,21 @@ def test_adapters_of_peft_are_stepped_on():
     values = trained(network, stepper, x, torch.arange(9) % 3, n_steps=30)
     assert values[-1] < values[0]
     assert all(torch.equal(p, base[n]) for n, p in network.named_parameters() if n in base)
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_of_the_registry_can_be_stepped_on(name, chunk):
+    shape = {"n_leads": 1, "n_samples": 400, "fs_hz": 200.0, "n_classes": 3}
+    network = build_network(name, **shape, generator=torch.Generator().manual_seed(0))
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    deep_modules = getattr(network, "deep_modules", ("head",))
+    stepper = make_stepper(network, **split(network, deep_modules), chunk=chunk)
+    x = torch.randn(6, 1, 400, generator=torch.Generator().manual_seed(2))
+    assert math.isfinite(stepper.backward(x, torch.arange(6) % 3))
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.grad.abs().max() > 0, name
 
 
 def poisoned(network, *, at_call):
