@@ -1,6 +1,6 @@
 """A patient's part on disk: what was trained, in safetensors, and a JSON document beside it.
 
-    FOLDER/adapter.safetensors      the trained tensors only
+    FOLDER/adapter.safetensors      the trained tensors, and the statistics if the method moved them
     FOLDER/adapter.json             format, versions, method, parameters, the base it belongs to
 
 Nothing is unpickled. A folder appears whole or not at all.
@@ -9,13 +9,14 @@ Nothing is unpickled. A folder appears whole or not at all.
 import hashlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from metaecg.adapt.methods import trained_parameters
+from metaecg.adapt.methods import running_statistics, trained_parameters
 from metaecg.errors import CheckpointError
 from metaecg.models.folders import write_folder
 
@@ -26,21 +27,30 @@ REPLACE_PAUSES_S = (0.0, 0.02, 0.1)  # a folder may be in the middle of being re
 REQUIRED_KEYS = ("method", "params", "base_fingerprint", "classes", "n_support", "weights_sha256")
 
 
-def adapter_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return what was trained, by name, on the CPU."""
-    if hasattr(network, "peft_config"):
-        from peft import get_peft_model_state_dict
+def adapter_tensors(
+    network: nn.Module, *, with_statistics: bool = False
+) -> dict[str, torch.Tensor]:
+    """Return a copy of what was trained, by name, on the CPU.
 
-        # "auto" would look for an embedding layer in a hub configuration.
-        tensors = get_peft_model_state_dict(network, save_embedding_layers=False)
-    else:
-        tensors = trained_parameters(network)
+    With `with_statistics` also the running statistics of batch norm, which PEFT would leave out, as
+    it would the trained biases.
+    """
+    tensors = _live_tensors(network, with_statistics)
     return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
 
-def put_tensors(network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Set what is trained in `network`; other names or shapes are a CheckpointError."""
-    expected = {name: tuple(t.shape) for name, t in adapter_tensors(network).items()}
+def adapter_bytes(network: nn.Module, *, with_statistics: bool = False) -> int:
+    """Return the size of a patient's numbers, without the few hundred bytes of the file's head."""
+    tensors = _live_tensors(network, with_statistics).values()
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def put_tensors(
+    network: nn.Module, tensors: dict[str, torch.Tensor], *, with_statistics: bool = False
+) -> None:
+    """Set what `adapter_tensors` returned; other names or shapes are a CheckpointError."""
+    live = _live_tensors(network, with_statistics)
+    expected = {name: tuple(t.shape) for name, t in live.items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if found != expected:
         wrong = sorted(n for n in {*expected, *found} if expected.get(n) != found.get(n))
@@ -50,14 +60,23 @@ def put_tensors(network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
             f"{name!r}: its shape is {found.get(name, 'missing')}, expected "
             f"{expected.get(name, 'no such tensor')}. Save the adapter again."
         )
-    if hasattr(network, "peft_config"):
-        from peft import set_peft_model_state_dict
-
-        set_peft_model_state_dict(network, tensors)
-        return
     with torch.no_grad():
-        for name, parameter in trained_parameters(network).items():
-            parameter.copy_(tensors[name])
+        for name, tensor in live.items():
+            tensor.copy_(tensors[name])
+
+
+def _live_tensors(network: nn.Module, with_statistics: bool) -> dict[str, torch.Tensor]:
+    """Return the network's own tensors that make a patient's file, by their name in it."""
+    tensors: dict[str, torch.Tensor] = dict(trained_parameters(network))
+    if with_statistics:
+        tensors.update(running_statistics(network))
+    return {_file_name(name): tensor for name, tensor in tensors.items()}
+
+
+def _file_name(name: str) -> str:
+    """Return the name that PEFT's own files would have: without that of the one adapter."""
+    name = name.replace(".modules_to_save.default.", ".")
+    return re.sub(r"(\.lora_[AB])\.default\.", r"\1.", name)
 
 
 def write_adapter(folder: str | os.PathLike, tensors: dict, document: dict) -> None:

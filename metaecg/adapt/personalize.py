@@ -1,7 +1,6 @@
 """Ten labelled windows per class from a new patient in, that patient's own detector out."""
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 
@@ -12,8 +11,10 @@ from sklearn.utils.validation import check_is_fitted
 
 import metaecg
 from metaecg.adapt import adapters
-from metaecg.adapt.methods import METHODS, merged, prepare_network, trained_parameters
-from metaecg.adapt.prefine import PREFINES, prefine_intended, prefine_released
+from metaecg.adapt.arguments import check_arguments, from_json, to_json, training_arguments
+from metaecg.adapt.h_tuning import DEFAULTS, HTuning, h_tune
+from metaecg.adapt.methods import MOVES_STATISTICS, merged, prepare_network, trained_parameters
+from metaecg.adapt.prefine import prefine_intended, prefine_released
 from metaecg.adapt.support import (
     check_enough,
     checked_times,
@@ -22,14 +23,9 @@ from metaecg.adapt.support import (
     windows_for,
 )
 from metaecg.adapt.training import fine_tune
-from metaecg.checks import check_option, check_positive
 from metaecg.errors import AdaptationError, CheckpointError, DataError
 from metaecg.models.inference import network_logits, softmax
 from metaecg.seeding import derive_seed, torch_generator
-
-LEARNING_RATES = {"head": 1e-2, "full": 1e-3, "bias": 1e-2, "lora": 5e-3}
-"""For 30 steps of AdamW on twenty windows, found roughly on generated windows; what moves fewer
-numbers takes larger steps."""
 
 NAMELESS = "new patient"
 
@@ -44,20 +40,31 @@ class Personalizer(ClassifierMixin, BaseEstimator):
     base
         The `BaseModel` to start from.
     method
-        What is trained: ``"head"``, ``"full"``, ``"bias"`` or ``"lora"`` (`metaecg.adapt.methods`).
+        What is trained, and how: ``"head"``, ``"full"``, ``"bias"``, ``"lora"`` or ``"h-tuning"``
+        (`metaecg.adapt.methods`; the last one by the steps of `metaecg.adapt.h_tuning`).
     n_steps
-        Steps of fine-tuning; 0 keeps the base as it is.
+        Steps of fine-tuning; 0 keeps the base as it is; ``None``: 30, for H-Tuning 200.
     lr
-        Learning rate of AdamW; ``None``: that of the method in `LEARNING_RATES`.
+        Learning rate of AdamW, for H-Tuning the highest of its schedule; ``None``: that of
+        `metaecg.adapt.arguments.LEARNING_RATES`, for H-Tuning 1e-3, or 2e-3 with more than 64
+        windows in a step.
     weight_decay
-        Decoupled weight decay of AdamW.
+        Decoupled weight decay of AdamW; ``None``: 1e-4, for H-Tuning 0.01.
     rank, alpha, target_modules
-        LoRA only: inner width, scale ``alpha / rank`` (``None``: alpha is twice the rank), full
-        names of the layers to adapt (``None``: all that can be).
+        LoRA and H-Tuning: inner width (``None``: 4 and 16), scale ``alpha / rank`` (``None``: 2
+        and 1), names or patterns of the layers to adapt (``None``: all that can be).
     batch_size
-        Windows per step; ``None``: all.
+        Windows per step; ``None``: all, for H-Tuning at most 128.
+    micro_batch
+        At most so many windows at once in fine-tuning; ``None``: all of the step. Less memory, and
+        the same gradients but for rounding; for H-Tuning with batch norm see `MixOrder`.
+    freeze
+        Names of modules or parameters that aren't trained, with all inside them. H-Tuning moves
+        the statistics of their batch norm all the same.
+    h_tuning
+        An `HTuning`, how H-Tuning mixes its gradients; ``None``: as published.
     dropout
-        Whether the base's dropout layers are active while training.
+        Whether the base's dropout layers are active while training; not with H-Tuning.
     prefine
         Pre-fine-tuning before fine-tuning: ``None``, ``"released"`` or ``"intended"``
         (`metaecg.adapt.prefine`).
@@ -75,6 +82,8 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         The patient's network, in eval mode.
     n_trainable_
         How many numbers were trained.
+    adapter_bytes_
+        Size of the patient's numbers, batch norm's statistics included where the method moves them.
     loss_curve_, prefine_curve_
         The loss before each step.
     fit_seconds_
@@ -82,7 +91,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
     n_support_
         Windows per class that `fit` was given.
     adapted_layers_
-        Names of the layers that LoRA changed.
+        Names of the layers with a low-rank change.
     fitted_params_
         The constructor's arguments as `fit` used them, without the base.
 
@@ -97,13 +106,16 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         base,
         *,
         method: str = "lora",
-        n_steps: int = 30,
+        n_steps: int | None = None,
         lr: float | None = None,
-        weight_decay: float = 1e-4,
-        rank: int = 4,
+        weight_decay: float | None = None,
+        rank: int | None = None,
         alpha: float | None = None,
         target_modules: Sequence[str] | None = None,
         batch_size: int | None = None,
+        micro_batch: int | None = None,
+        freeze: Sequence[str] | None = None,
+        h_tuning: HTuning | None = None,
         dropout: bool = False,
         prefine: str | None = None,
         threshold: float = 0.5,
@@ -118,6 +130,9 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         self.alpha = alpha
         self.target_modules = target_modules
         self.batch_size = batch_size
+        self.micro_batch = micro_batch
+        self.freeze = freeze
+        self.h_tuning = h_tuning
         self.dropout = dropout
         self.prefine = prefine
         self.threshold = threshold
@@ -218,17 +233,21 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         document = {
             "metaecg_version": metaecg.__version__,
             "method": params["method"],
-            "params": {name: _plain(value) for name, value in params.items()},
+            "params": {name: to_json(value) for name, value in params.items()},
             "adapted_layers": self.adapted_layers_,
             "base_fingerprint": self.base.fingerprint,
             "classes": list(self.base.classes),
             "n_support": self.n_support_,
             "n_trainable": self.n_trainable_,
+            "n_bytes": self.adapter_bytes_,
             "loss_curve": self.loss_curve_,
             "prefine_curve": self.prefine_curve_,
             "fit_seconds": self.fit_seconds_,
         }
-        adapters.write_adapter(folder, adapters.adapter_tensors(self.network_), document)
+        tensors = adapters.adapter_tensors(
+            self.network_, with_statistics=params["method"] in MOVES_STATISTICS
+        )
+        adapters.write_adapter(folder, tensors, document)
 
     @classmethod
     def load(cls, folder: str | os.PathLike, base) -> "Personalizer":
@@ -246,10 +265,11 @@ class Personalizer(ClassifierMixin, BaseEstimator):
                 f"base is {base.fingerprint}. Load the base it was fitted on, or fit again."
             )
         try:
-            personal = cls(base, **document["params"])
-            personal._check_arguments()
+            personal = cls(base, **from_json(document["params"]))
+            check_arguments(personal.get_params(deep=False))
             network = personal._prepared(document.get("adapted_layers") or None)
-            adapters.put_tensors(network, tensors)
+            has_statistics = personal.method in MOVES_STATISTICS
+            adapters.put_tensors(network, tensors, with_statistics=has_statistics)
             personal._set_fitted(network, document["n_support"])
             personal.loss_curve_ = list(document.get("loss_curve", []))
             personal.prefine_curve_ = list(document.get("prefine_curve", []))
@@ -263,7 +283,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
 
     def _fit(self, windows, labels, time_s, subject_id: str) -> "Personalizer":
         begin = time.perf_counter()
-        self._check_arguments()
+        check_arguments(self.get_params(deep=False))
         windows = windows_for(self.base, windows)
         index = label_index(labels, self.base.classes, n_windows=len(windows))
         n_each = 2 if self.prefine == "intended" else 1
@@ -275,17 +295,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         x = torch.from_numpy(self.base.preprocessing.normalize_windows(windows)).to(device)
         y = torch.from_numpy(index).to(device)
         prefine_curve = self._prefine(network, x, y, time_s)
-        self.loss_curve_ = fine_tune(
-            network,
-            x,
-            y,
-            n_steps=self.n_steps,
-            lr=self._lr(),
-            weight_decay=self.weight_decay,
-            batch_size=self.batch_size,
-            dropout=self.dropout,
-            generator=torch_generator(self.random_state, "fine-tune"),
-        )
+        self.loss_curve_ = self._tune(network, x, y)
         self.prefine_curve_ = prefine_curve
         self._set_fitted(network, class_counts(index, self.base.classes))
         self.fit_seconds_ = time.perf_counter() - begin
@@ -295,11 +305,20 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         return prepare_network(
             self.base.new_network(),
             self.method,
-            rank=int(self.rank),
+            rank=None if self.rank is None else int(self.rank),
             alpha=self.alpha,
             target_modules=target_modules,
+            freeze=tuple(self.freeze or ()),
             seed=derive_seed(self.random_state, "lora"),
         )
+
+    def _tune(self, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[float]:
+        shared = training_arguments(self.get_params(deep=False))
+        generator = torch_generator(self.random_state, "fine-tune")
+        if self.method == "h-tuning":
+            settings = DEFAULTS if self.h_tuning is None else self.h_tuning
+            return h_tune(network, x, y, **shared, generator=generator, settings=settings)
+        return fine_tune(network, x, y, **shared, generator=generator, dropout=self.dropout)
 
     def _prefine(self, network, x, y, time_s) -> list[float]:
         if self.prefine == "intended":
@@ -325,49 +344,13 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         self.classes_ = np.asarray(self.base.classes)
         self.n_support_ = dict(n_support)
         self.n_trainable_ = sum(p.numel() for p in trained_parameters(network).values())
+        has_statistics = self.fitted_params_["method"] in MOVES_STATISTICS
+        self.adapter_bytes_ = adapters.adapter_bytes(network, with_statistics=has_statistics)
         self.adapted_layers_ = _adapted_layers(network)
         self.network_ = network.eval()
-
-    def _lr(self) -> float:
-        return LEARNING_RATES[self.method] if self.lr is None else self.lr
-
-    def _check_arguments(self) -> None:
-        check_option("method", self.method, METHODS)
-        if self.prefine is not None:
-            check_option("prefine", self.prefine, PREFINES)
-        if self.lr is not None:
-            check_positive("lr", self.lr)
-        if self.alpha is not None:
-            check_positive("alpha", self.alpha)
-        _check_whole("n_steps", self.n_steps, 0)
-        _check_whole("rank", self.rank, 1)
-        _check_whole("random_state", self.random_state, 0)
-        if self.batch_size is not None:
-            _check_whole("batch_size", self.batch_size, 1)
-        _check_between("weight_decay", self.weight_decay, 0, sys.float_info.max)
-        _check_between("threshold", self.threshold, 0, 1)
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_whole or value < least:
-        raise ValueError(f"{name} is {value!r}; a whole number of {least} or more was expected.")
-
-
-def _check_between(name: str, value: float, least: float, most: float) -> None:
-    is_number = isinstance(value, (int, float, np.integer, np.floating))
-    if not is_number or not least <= value <= most:
-        raise ValueError(f"{name} is {value!r}; a number from {least} to {most:g} was expected.")
 
 
 def _adapted_layers(network: torch.nn.Module) -> list[str]:
     prefix, mark = "base_model.model.", ".lora_A."
     names = (name.split(mark)[0] for name in trained_parameters(network) if mark in name)
     return [name.removeprefix(prefix) for name in names]
-
-
-def _plain(value):
-    """Return `value` as JSON can hold it."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return list(value) if isinstance(value, tuple) else value

@@ -23,9 +23,11 @@ def fine_tune(
     weight_decay: float,
     generator: torch.Generator,
     batch_size: int | None = None,
+    micro_batch: int | None = None,
     dropout: bool = False,
+    loss: Loss = F.cross_entropy,
 ) -> list[float]:
-    """Take `n_steps` AdamW steps on the cross-entropy; the network is changed in place.
+    """Take `n_steps` AdamW steps on the loss; the network is changed in place.
 
     Batch norm stays in eval mode: its statistics neither come from the twenty windows nor change.
     The same generator state gives the same weights.
@@ -46,8 +48,13 @@ def fine_tune(
         Draws the batches and the dropout masks, on the CPU.
     batch_size
         Windows per step, drawn without replacement until all were used; ``None``: all of them.
+    micro_batch
+        At most so many windows go through the network at once; the gradients of a step's pieces add
+        up to that of the whole, as batch norm is in eval mode. ``None``: all windows of the step.
     dropout
         Whether the dropout layers are active.
+    loss
+        Of logits and labels, a mean over the windows.
 
     Returns
     -------
@@ -66,13 +73,23 @@ def fine_tune(
     with training_mode(network, dropout=dropout, generator=generator):
         for step in range(n_steps):
             chosen = next(batches).to(x.device)
-            loss = F.cross_entropy(network(x[chosen]), y[chosen])
-            losses.append(check_finite(loss, f"step {step + 1} of {n_steps}", lr))
             optimizer.zero_grad()
-            loss.backward()
+            total = _accumulate(network, x[chosen], y[chosen], loss, micro_batch)
+            losses.append(check_finite(total, f"step {step + 1} of {n_steps}", lr))
             optimizer.step()
     check_parameters(parameters, f"after {n_steps} steps", lr)
     return losses
+
+
+def _accumulate(network, x, y, loss: Loss, micro_batch: int | None) -> torch.Tensor:
+    """Add the gradient of the mean loss, piece by piece, and return that loss."""
+    total = torch.zeros((), device=x.device)
+    for start in range(0, len(y), micro_batch or len(y)):
+        piece = slice(start, start + (micro_batch or len(y)))
+        part = loss(network(x[piece]), y[piece]) * (len(y[piece]) / len(y))
+        part.backward()
+        total = total + part.detach()
+    return total
 
 
 def check_finite(loss: torch.Tensor, when: str, lr: float) -> float:

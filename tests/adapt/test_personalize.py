@@ -7,8 +7,9 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
+from metaecg.adapt.arguments import LEARNING_RATES
 from metaecg.adapt.methods import METHODS
-from metaecg.adapt.personalize import LEARNING_RATES, Personalizer
+from metaecg.adapt.personalize import Personalizer
 from metaecg.errors import DataError, NotEnoughWindowsError
 
 FIT_COMBINATIONS = [(method, None) for method in METHODS] + [
@@ -248,6 +249,10 @@ def test_prefine_intended_needs_times_and_two_windows_of_each_class(base, suppor
         ("rank", 0),
         ("alpha", -1.0),
         ("batch_size", 0),
+        ("micro_batch", 0),
+        ("micro_batch", 2.0),
+        ("freeze", "blocks.0"),
+        ("h_tuning", {"mixing": 1.0}),
         ("prefine", "inteded"),
         ("weight_decay", float("nan")),
         ("threshold", 1.5),
@@ -261,7 +266,8 @@ def test_an_argument_out_of_range_is_named_when_fitting(base, support, argument,
 
 
 def test_every_method_has_a_learning_rate():
-    assert sorted(LEARNING_RATES) == sorted(METHODS)
+    # that of H-Tuning depends on the number of windows: test_h_tuning.py
+    assert sorted([*LEARNING_RATES, "h-tuning"]) == sorted(METHODS)
 
 
 def test_marks_on_a_recording_are_cut_and_fitted(base, monkeypatch, support):
