@@ -209,10 +209,11 @@ def test_a_weight_that_the_network_does_not_have_is_refused(backend):
         step_of(engine, make_meta_batch(), **{"head.extra": torch.ones(2)})
 
 
-def test_trained_and_frozen_weights_may_require_gradients():
-    network = make_cnn()
+@pytest.mark.parametrize("n_threads", [1, 2])  # a thread has a grad mode of its own
+def test_trained_and_frozen_weights_may_require_gradients(n_threads):
+    network, batch = make_cnn(), make_meta_batch(n_tasks=9)
     trained = {k: p for k, p in network.named_parameters() if "norm" not in k}
-    step = FuncEngine(network, MAML).meta_gradients(trained, make_meta_batch())
+    step = FuncEngine(network, MAML, n_threads=n_threads).meta_gradients(trained, batch)
     tensors = (step.losses, step.support_losses, *step.gradients.values())
     assert not any(t.requires_grad for t in tensors)
     assert step.gradients.keys() == trained.keys()
