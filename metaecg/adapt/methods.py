@@ -12,6 +12,7 @@ differs. H-Tuning alone moves them (`MOVES_STATISTICS`), and there they are in t
 """
 
 import copy
+import difflib
 import fnmatch
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from metaecg.checks import check_option, did_you_mean
+from metaecg.checks import check_option
 from metaecg.errors import AdaptationError
 
 METHODS = ("head", "full", "bias", "lora", "h-tuning")
@@ -202,10 +203,11 @@ def _frozen_parameters(network: nn.Module, freeze: Sequence[str]) -> set[str]:
     parameters = [name for name, _ in network.named_parameters()]
     for name in freeze:
         if not any(_is_inside(parameter, [name]) for parameter in parameters):
-            known = {n for n, _ in network.named_modules() if n} | set(parameters)
+            known = [*parameters, *(n for n, _ in network.named_modules() if n)]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0) or ["head"]
             raise AdaptationError(
                 f"freeze has {name!r}, in which {type(network).__name__} has no parameter; expected "
-                f"{did_you_mean(name, known)}"
+                f"the name of a module or a parameter, such as {near[0]!r}."
             )
     return {name for name in parameters if _is_inside(name, freeze)}
 

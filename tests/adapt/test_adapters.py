@@ -59,6 +59,16 @@ def test_a_loaded_adapter_gives_the_same_probabilities_bit_for_bit(
     assert left == right
 
 
+def test_the_tensors_of_lora_have_the_names_of_pefts_own_files(base):
+    from peft import get_peft_model_state_dict
+
+    network = prepare_network(base.new_network(), "lora")
+    expected = get_peft_model_state_dict(network, save_embedding_layers=False)
+    found = adapter_tensors(network)
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize(("method", "most"), [("head", 2_000), ("bias", 4_000), ("lora", 16_000)])
 def test_the_file_of_a_patient_is_small(base, support, tmp_path, method, most):
     fitted = Personalizer(base, method=method, n_steps=1, rank=2).fit(support[0], support[1])
