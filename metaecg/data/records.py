@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def read_record(
     known = _known_database(path, database)
     header = read_header(path, known)
     channels = _choose_channels(header, known, leads)
-    signal_mv = _read_signal(path, header, channels)
+    signal_mv = read_signal(path, header, channels)
     marks = _read_annotations(path, header, known) if annotations else None
     folder = known.slug if known else path.parent.name
     return Record(
@@ -111,6 +112,34 @@ def read_record(
         annotations=marks,
         database=folder,
     )
+
+
+def read_signal(
+    path: Path, header, channels: list[int], *, scale: Callable = millivolts_per_step
+) -> np.ndarray:
+    """Return the chosen leads, float32, NaN where nothing was measured; checksums are compared.
+
+    Parameters
+    ----------
+    path
+        The record's path without extension.
+    header
+        What `metaecg.data.headers.read_header` returned for it.
+    channels
+        Indices of the leads in the order that is wanted.
+    scale
+        ``scale(path, header, i)``: the size of one step of the converter of lead `i`, by default in
+        millivolts, where any other unit is refused.
+    """
+    rows, read = [], _reader_for(header)
+    for i, digital in zip(channels, read(path, header, channels), strict=True):
+        _check_checksum(path, header, i, digital)
+        # In double precision: the difference of two 16-bit numbers may have 17.
+        row = np.subtract(digital, header.baseline[i], dtype=np.float64)
+        row *= scale(path, header, i)
+        row[digital == _NOT_MEASURED.get(header.fmt[i], -(2**15))] = np.nan
+        rows.append(_on_the_frames(header, i, row).astype(np.float32))
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)
 
 
 def record_files(path: str | Path, *, extension: str = "atr") -> list[Path]:
@@ -151,20 +180,6 @@ def _choose_channels(header, known, leads: str) -> list[int]:
     return [choose_lead(known.slug, header.sig_name)]
 
 
-def _read_signal(path: Path, header, channels: list[int]) -> np.ndarray:
-    """Return the chosen leads in millivolts, NaN where nothing was measured."""
-    read = _read_212 if _is_plain_212(header) else _read_with_wfdb
-    rows = []
-    for i, digital in zip(channels, read(path, header, channels), strict=True):
-        _check_checksum(path, header, i, digital)
-        # In double precision: the difference of two 16-bit numbers may have 17.
-        row = np.subtract(digital, header.baseline[i], dtype=np.float64)
-        row *= millivolts_per_step(path, header, i)
-        row[digital == _NOT_MEASURED.get(header.fmt[i], -(2**15))] = np.nan
-        rows.append(_on_the_frames(header, i, row).astype(np.float32))
-    return rows[0][None] if len(rows) == 1 else np.stack(rows)
-
-
 def _on_the_frames(header, i: int, row: np.ndarray) -> np.ndarray:
     """Bring a lead to one sample per frame (their mean) and to the same clock as the others."""
     if len(row) != header.sig_len:
@@ -175,13 +190,28 @@ def _on_the_frames(header, i: int, row: np.ndarray) -> np.ndarray:
     return np.concatenate([row[skew:], np.full(min(skew, len(row)), np.nan)])
 
 
-def _is_plain_212(header) -> bool:
-    """Say whether the record is the common case: one file, format 212, nothing unusual."""
-    one_file = len(set(header.file_name)) == 1 and set(header.fmt) == {"212"}
-    plain = all(n in (1, None) for n in header.samps_per_frame or [None])
-    whole = all(not offset for offset in header.byte_offset or [0])
+def _reader_for(header) -> Callable:
+    """Return what unpacks the samples: wfdb, unless it is a common case (one file, one format)."""
+    formats = {*header.fmt}
+    one_file = len(set(header.file_name)) == 1 and len(formats) == 1
+    whole = all(n in (1, None) for n in header.samps_per_frame or [None])
     unskewed = all(not skew for skew in header.skew or [0])
-    return one_file and plain and whole and unskewed
+    offsets = {offset or 0 for offset in header.byte_offset or [0]}
+    if not (one_file and whole and unskewed and len(offsets) == 1):
+        return _read_with_wfdb
+    if formats == {"16"}:
+        return _read_16
+    return _read_212 if formats == {"212"} and offsets == {0} else _read_with_wfdb
+
+
+def _read_16(path: Path, header, channels: list[int]) -> list[np.ndarray]:
+    """Return the wanted leads of format 16: little-endian numbers of two bytes, frame by frame."""
+    offset = (header.byte_offset or [0])[0] or 0
+    n_values = header.sig_len * header.n_sig
+    file = path.with_name(header.file_name[0])
+    frames = np.fromfile(file, dtype="<i2", count=n_values, offset=offset)
+    frames = frames.reshape(header.sig_len, header.n_sig)
+    return [frames[:, i] for i in channels]
 
 
 def _read_212(path: Path, header, channels: list[int]) -> list[np.ndarray]:
