@@ -13,22 +13,40 @@ from metaecg.errors import DataError, LeakageError
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Who trains and who is held out.
+    """Who trains, who is held out, and, where thresholds or a stop are chosen, who decides that.
 
     Raises
     ------
     LeakageError
-        If a subject stands on both sides.
+        If a subject stands on two sides.
     """
 
     name: str
     train: tuple[str, ...]
     test: tuple[str, ...]
+    validation: tuple[str, ...] = ()
     checksums: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 per file (``database/name``); empty if the split doesn't fix them."""
 
     def __post_init__(self) -> None:
         check_disjoint(self.train, self.test, what=f"split {self.name!r}")
+        for side in ("train", "test"):
+            what = f"split {self.name!r}, {side} and validation"
+            check_disjoint(getattr(self, side), self.validation, what=what)
+
+    def rows(self, subject_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Return side -> indices into `subject_ids` of the rows of its subjects, in order.
+
+        Examples
+        --------
+        >>> split = Split(name="s", train=("a",), test=("b", "c"))
+        >>> {side: rows.tolist() for side, rows in split.rows(np.array(["b", "a", "b"])).items()}
+        {'train': [1], 'validation': [], 'test': [0, 2]}
+        """
+        return {
+            side: np.flatnonzero(np.isin(subject_ids, getattr(self, side)))
+            for side in ("train", "validation", "test")
+        }
 
 
 def check_disjoint(train: Iterable[str], test: Iterable[str], *, what: str) -> None:
@@ -77,12 +95,14 @@ def make_folds(
 def read_manifest(path: str | Path) -> Split:
     """Read a split manifest: ``{"train": [...], "test": [...], "checksums": {file: sha256}}``.
 
+    ``"validation": [...]`` may stand beside them; without it that side is empty.
+
     Raises
     ------
     DataError
         The file is missing, is no JSON object or lacks a side.
     LeakageError
-        A subject stands on both sides.
+        A subject stands on two sides.
     """
     path = Path(path)
     try:
@@ -92,7 +112,9 @@ def read_manifest(path: str | Path) -> Split:
     except ValueError as error:
         raise DataError(f"the split manifest {path} is not JSON: {error}.") from error
     sides = {}
-    for side in ("train", "test"):
+    if isinstance(content, dict):
+        content.setdefault("validation", [])
+    for side in ("train", "test", "validation"):
         subjects = content.get(side) if isinstance(content, dict) else None
         if not isinstance(subjects, list) or not all(isinstance(s, str) for s in subjects):
             raise DataError(
@@ -113,6 +135,7 @@ def write_manifest(path: str | Path, split: Split) -> None:
     content = {
         "schema": 1,
         "train": list(split.train),
+        **({"validation": list(split.validation)} if split.validation else {}),
         "test": list(split.test),
         "checksums": dict(split.checksums),
     }
@@ -121,7 +144,8 @@ def write_manifest(path: str | Path, split: Split) -> None:
 
 def check_split(split: Split, subject_ids: Sequence[str], checksums: Mapping[str, str]) -> None:
     """Raise DataError if a split names subjects or file contents that the data doesn't have."""
-    unknown = sorted((set(split.train) | set(split.test)) - set(subject_ids))
+    named = {*split.train, *split.validation, *split.test}
+    unknown = sorted(named - set(subject_ids))
     if unknown:
         raise DataError(
             f"split {split.name!r} names {len(unknown)} subjects that the data doesn't have, first "

@@ -77,6 +77,23 @@ def test_many_subjects_on_both_sides_are_counted():
         check_disjoint(names, names, what="trial")
 
 
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_a_subject_of_validation_may_stand_nowhere_else(side):
+    sides = {"train": ("a",), "test": ("b",)}
+    message = (
+        f"split 'mine', {side} and validation: 1 subjects stand on both sides: {sides[side][0]}"
+    )
+    with pytest.raises(LeakageError, match=message):
+        Split(name="mine", validation=sides[side], **sides)
+
+
+def test_rows_belong_to_the_side_of_their_subject():
+    split = Split(name="s", train=("a",), validation=("c",), test=("b", "d"))
+    rows = split.rows(np.array(["b", "a", "c", "b", "x"]))
+    found = {side: at.tolist() for side, at in rows.items()}
+    assert found == {"train": [1], "validation": [2], "test": [0, 3]}
+
+
 # Manifests
 
 GOOD = {"train": ["a/1", "a/2"], "test": ["a/3"], "checksums": {"a/3.dat": "ff"}}
@@ -102,6 +119,14 @@ def test_a_manifest_comes_back_as_written(tmp_path):
 def test_a_manifest_may_leave_the_checksums_out_and_name_a_subject_twice(manifest):
     split = read_manifest(manifest({"train": ["a", "a"], "test": ["b"]}))
     assert (split.name, split.train, split.test, split.checksums) == ("ours", ("a",), ("b",), {})
+
+
+def test_a_manifest_keeps_its_validation_side(tmp_path):
+    split = Split(name="ours", train=("a/1",), validation=("a/2",), test=("a/3",))
+    write_manifest(tmp_path / "ours.json", split)
+    assert read_manifest(tmp_path / "ours.json") == split
+    with pytest.raises(DataError, match="names 1 subjects .* first 'a/2'"):
+        check_split(split, ["a/1", "a/3"], {})
 
 
 def test_a_manifest_may_train_on_nobody(manifest):
