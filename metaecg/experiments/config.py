@@ -104,15 +104,37 @@ class CurriculumConfig(Section):
     """From easy to hard: metava, linear, exponential, self-paced or none."""
 
 
+class HTuningConfig(Section):
+    """Gradients of the methods with +h-tuning; the defaults are the paper's."""
+
+    mixing: Annotated[float, Field(ge=0, le=1)] = 0.85
+    """Weight of the first-order gradient; 1 is the control without the zeroth order."""
+    scale: PositiveFloat = 1e-3
+    """Length of the perturbation."""
+    n_samples: Positive = 1
+    """Directions that a step measures."""
+    n_first_order: Positive = 2
+    """Windows of a step whose gradient goes through all layers."""
+    direction: Literal["measured", "random"] = "measured"
+    """random: the control whose zeroth-order step has a random sign."""
+    batch_norm: Literal["train", "eval"] = "train"
+    """train: the patient gets running statistics of its own; eval: those of the base stay."""
+
+
 class PersonalizeConfig(Section):
     """Fine-tuning on a patient's support."""
 
-    n_steps: Positive = 30
-    """Steps over the whole support."""
+    n_steps: Positive | None = None
+    """Steps over the whole support; default 30, of h-tuning 200."""
     lr: PositiveFloat | None = None
     """Learning rate; the default depends on the method."""
-    rank: Positive = 4
-    """Rank of LoRA."""
+    rank: Positive | None = None
+    """Rank of the low-rank layers; default 4 of lora, 16 of h-tuning."""
+    micro_batch: Positive | None = None
+    """Take at most so many windows at once: the gradients add up, less memory."""
+    freeze: list[str] = []
+    """Modules of the network that are not trained, such as [blocks.0]."""
+    h_tuning: HTuningConfig = HTuningConfig()
     prefine: Literal["intended", "released"] = "intended"
     """Reading of MetaVA's pre-fine-tuning that methods with +prefine use."""
 

@@ -241,15 +241,19 @@ def _personal(
         return base.predict_proba, 0, 0.5
     if method.adapt == "metava":
         return _personal_metava(method, base, support, derive_seed(seed, "metava", subject_id))
+    from metaecg.adapt.h_tuning import HTuning
     from metaecg.adapt.personalize import Personalizer
 
-    settings = config.personalize
+    settings, is_h_tuning = config.personalize, method.adapt == "h-tuning"
     personal = Personalizer(
         base,
         method=method.adapt,
         n_steps=settings.n_steps,
         lr=settings.lr,
         rank=settings.rank,
+        micro_batch=settings.micro_batch,
+        freeze=settings.freeze,
+        h_tuning=HTuning(**settings.h_tuning.model_dump()) if is_h_tuning else None,
         prefine=settings.prefine if method.prefine else None,
         random_state=derive_seed(seed, "personalize", subject_id) % 2**31,
     ).fit(support.windows, support.labels, time_s=support.time_s)

@@ -16,6 +16,8 @@ class Method:
     """Method of `Personalizer`; ``"metava"``: the released fine-tuning; None: no adaptation."""
     prefine: bool = False
     description: str
+    by_name: bool = False
+    """Run only where it is named: it costs several times as much as the others."""
 
 
 BASES = {
@@ -29,6 +31,7 @@ BASES = {
 }
 
 _FULL, _LORA = "all weights fine-tuned", "low-rank adapters (LoRA) fine-tuned"
+_H_TUNING = "low-rank adapters, biases and head by H-Tuning (only where it is named)"
 
 
 def _meta_methods() -> dict[str, Method]:
@@ -39,6 +42,15 @@ def _meta_methods() -> dict[str, Method]:
             text = f"{BASES[base]}; {'pre-fine-tuning, then ' if prefine else ''}{words}"
             found[name] = Method(base=base, adapt=adapt, prefine=prefine, description=text)
     return found
+
+
+def _h_tuning_methods() -> dict[str, Method]:
+    return {
+        f"{base}+h-tuning": Method(
+            base=base, adapt="h-tuning", description=f"{BASES[base]}; {_H_TUNING}", by_name=True
+        )
+        for base in ("pretrain", "maml", "maml+curriculum")
+    }
 
 
 METHODS = {
@@ -56,6 +68,7 @@ METHODS = {
         base="pretrain", adapt="lora", description=f"{BASES['pretrain']}; {_LORA}"
     ),
     **_meta_methods(),
+    **_h_tuning_methods(),
     "metava-released": Method(
         base="metava-released",
         adapt="metava",
@@ -76,7 +89,9 @@ METHODS = {
 }
 
 BASE_ONLY_METHODS = {
-    name: Method(base="given", adapt=adapt, prefine=prefine, description=text)
+    name: Method(
+        base="given", adapt=adapt, prefine=prefine, description=text, by_name=adapt == "h-tuning"
+    )
     for name, adapt, prefine, text in (
         ("zero-shot", None, False, "the given base; no adaptation"),
         ("head", "head", False, "the given base; last layer fine-tuned"),
@@ -85,6 +100,7 @@ BASE_ONLY_METHODS = {
         ("lora", "lora", False, f"the given base; {_LORA}"),
         ("prefine+full", "full", True, f"the given base; pre-fine-tuning, then {_FULL}"),
         ("prefine+lora", "lora", True, f"the given base; pre-fine-tuning, then {_LORA}"),
+        ("h-tuning", "h-tuning", False, f"the given base; {_H_TUNING}"),
     )
 }
 """What ``--base`` runs: nothing is trained."""
@@ -98,13 +114,15 @@ def choose_methods(names: list[str] | None, *, table: dict[str, Method]) -> dict
     """Return the methods of `names` in the table's order; every unknown name is reported.
 
     A name without its last part (``maml``) stands for all methods that start with it and differ in
-    the personalization alone (``maml+full``, ``maml+lora``).
+    the personalization alone (``maml+full``, ``maml+lora``). No names stand for all methods. Those
+    with `by_name` are in neither.
     """
+    usual = {name: method for name, method in table.items() if not method.by_name}
     if names is None:
-        return dict(table)
+        return usual
     chosen, problems = set(), []
     for name in names:
-        adapts = [m for m in table if m.rpartition("+")[0] == name]
+        adapts = [m for m in usual if m.rpartition("+")[0] == name]
         if name in table:
             chosen.add(name)
         elif adapts:

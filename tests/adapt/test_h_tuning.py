@@ -93,8 +93,8 @@ def test_the_trained_parameters_of_the_papers_network_are_as_many_as_published(s
     )
     # The paper gives rank 16 also to the 1x1 convolution of 12 leads, which holds no more than 12.
     n_of_the_leads = 16 * (12 + width)
-    # Its three parts of qkv have an A each, ours one; it leaves out the projection after attention,
-    # which we adapt: 3 * 16 C less, 16 * 2 C and 16 C more.
+    # It gives query, key and value an A each, where ours share one, and leaves out the projection
+    # after attention, which we adapt: 2 * 16 * width less here, as many more there.
     assert round(n_trained + n_of_the_leads, -3) == published
 
 

@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pytest
 
+from metaecg.adapt.h_tuning import HTuning
 from metaecg.evaluate.predictions import load_predictions
 from metaecg.experiments import va_fewshot
-from metaecg.experiments.va_methods import METHODS, choose_methods
+from metaecg.experiments.config import build_config
+from metaecg.experiments.va_methods import BASE_ONLY_METHODS, METHODS, choose_methods
 from metaecg.models.checkpoints import load_base
 
 SMALL = [
@@ -348,6 +350,37 @@ def test_a_method_without_its_last_part_stands_for_all_personalizations():
     assert list(chosen) == ["zero-shot", "maml+full", "maml+lora"]
 
 
+def test_h_tuning_runs_only_where_it_is_named():
+    for table in (METHODS, BASE_ONLY_METHODS):
+        assert not [name for name in choose_methods(None, table=table) if "h-tuning" in name]
+        costly = [name for name in table if "h-tuning" in name]
+        assert costly and list(choose_methods(costly, table=table)) == costly
+
+
+def test_the_settings_of_h_tuning_reach_the_personalization(monkeypatch):
+    from types import SimpleNamespace
+
+    from metaecg.adapt import personalize
+    from metaecg.experiments.va_jobs import _personal
+
+    seen = []
+    fitted = SimpleNamespace(predict_proba=None, n_trainable_=0, threshold=0.5)
+
+    def personalizer(base, **arguments):
+        seen.append(arguments)
+        return SimpleNamespace(fit=lambda *_, **__: fitted)
+
+    monkeypatch.setattr(personalize, "Personalizer", personalizer)
+    settings = {"h_tuning": {"mixing": 1.0, "direction": "random"}, "freeze": ["blocks.0"]}
+    config = build_config({"personalize": {**settings, "micro_batch": 4}})
+    support = SimpleNamespace(windows=None, labels=None, time_s=None)
+    for name in ("maml+h-tuning", "maml+lora"):
+        _personal(METHODS[name], None, support, config, 0, "s-1")
+    assert seen[0]["h_tuning"] == HTuning(mixing=1.0, direction="random")
+    assert seen[1]["h_tuning"] is None
+    assert all((a["freeze"], a["micro_batch"]) == (["blocks.0"], 4) for a in seen)
+
+
 def test_a_folder_without_databases_exits_with_2_and_an_unknown_database_with_3(tmp_path, capsys):
     assert run(tmp_path, "--data", str(tmp_path)) == 2
     assert "holds none of the folders" in capsys.readouterr().err
@@ -364,7 +397,7 @@ def test_help_documents_every_field_without_importing_torch():
     command = [sys.executable, "-X", "importtime", "-m", "metaecg.experiments.va_fewshot", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "meta.inner_lr=0.05" in done.stdout
-    assert "personalize.rank=4" in done.stdout
+    assert "personalize.h_tuning.mixing=0.85" in done.stdout
     assert not re.search(r"\b(torch|scipy|mlflow|sklearn|numba)\b", done.stderr)
 
 
