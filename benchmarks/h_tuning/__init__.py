@@ -1,0 +1,1 @@
+"""Parts of benchmarks/h_tuning_memory.py."""
