@@ -1,0 +1,332 @@
+"""What a run of `h_tuning` leaves behind: figures, the table, the MLflow record."""
+
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import numpy as np
+
+from metaecg.evaluate.multilabel import FIGURES, best_thresholds, multilabel_metrics
+from metaecg.experiments.ht_base import TwelveLeadBase
+from metaecg.experiments.ht_bootstrap import Answers, draw, interval, paired_intervals, resampled
+from metaecg.experiments.ht_config import HTConfig
+from metaecg.experiments.ht_data import Cohort
+from metaecg.experiments.ht_jobs import Job, JobResult
+from metaecg.experiments.ht_methods import METHODS, REFERENCE
+from metaecg.experiments.provenance import versions, write_json, write_text
+from metaecg.seeding import numpy_generator
+
+YARDSTICK = "h-tuning"
+"""The method whose memory and time the others are held against."""
+
+RESULT_FILES = ("results.json", "results.md")
+SHOWN = {"macro_auc": "AUC", "mean_ap": "mAP", "macro_f2": "F2", "macro_g2": "G2"}
+
+Done = Mapping[str, tuple[Job, JobResult]]
+
+
+def write_provenance(config: HTConfig, base: TwelveLeadBase, cohorts, jobs, *, commit) -> None:
+    """Write ``config.yaml`` (can be given to ``--config``) and ``run.json``; remove old results."""
+    import yaml
+
+    config.out.mkdir(parents=True, exist_ok=True)
+    for name in RESULT_FILES:
+        (config.out / name).unlink(missing_ok=True)
+    values = config.model_dump(mode="json")
+    write_text(config.out / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    splits = {
+        f"{job.task}--seed-{job.seed}": {
+            side: list(getattr(job.split, side)) for side in ("train", "validation", "test")
+        }
+        for job in jobs
+    }
+    facts = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "git_commit": commit,
+        "config_hash": config.hash(),
+        "base_fingerprint": base.fingerprint,
+        "base_subject_ids": base.training["subject_ids"],
+        "data_sha256": {name: found.sha256 for name, found in cohorts.items()},
+        "splits": splits,
+    }
+    write_json(config.out / "run.json", facts)
+
+
+def assemble(
+    config: HTConfig, base: TwelveLeadBase, cohorts: dict[str, Cohort], done: Done, *, commit
+) -> dict:
+    """Return the content of results.json (schema in docs/h_tuning.md)."""
+    tasks = {}
+    for job, _ in done.values():
+        if job.task not in tasks:
+            mine = [found for found in done.values() if found[0].task == job.task]
+            tasks[job.task] = _task(config, cohorts[job.database], mine)
+    return {
+        "schema": 1,
+        "experiment": "h_tuning",
+        "pretraining": _pretraining(base),
+        "network": {"name": "cnn-transformer", "size": base.size},
+        "input": base.input.to_dict(),
+        "device": config.device,
+        "budget": config.train.budget,
+        "seeds": config.seeds,
+        "config_hash": config.hash(),
+        "git_commit": commit,
+        "versions": versions(),
+        "base_fingerprint": base.fingerprint,
+        "difference_to": REFERENCE,
+        "tasks": tasks,
+    }
+
+
+def summary_table(results: dict) -> str:
+    """Return the tables as Markdown, one per task, with what has to be known to read them."""
+    blocks = [results["pretraining"]["statement"]]
+    for name, task in results["tasks"].items():
+        blocks.append(f"## {name}\n\n{_about(task)}")
+        blocks += [f"Note: {note}" for note in task["notes"]]
+        blocks.append(_table(task))
+        blocks += task["verdicts"]
+    return "\n\n".join(blocks) + "\n"
+
+
+def write_results(config: HTConfig, results: dict) -> None:
+    """Write the table and, last, results.json; remove the kept jobs."""
+    write_text(config.out / "results.md", "# H-Tuning\n\n" + summary_table(results))
+    write_json(config.out / "results.json", results)
+    if not config.keep_jobs:
+        shutil.rmtree(config.out / "jobs", ignore_errors=True)
+
+
+def start_tracking(config: HTConfig):
+    """Open the MLflow run with the configuration as its parameters."""
+    from metaecg.experiments.tracking import make_tracker
+
+    settings = config.tracking
+    name = f"{config.network.size} {config.out.name}"
+    tracker = make_tracker(
+        enabled=settings.enabled,
+        uri=settings.uri,
+        experiment=settings.experiment,
+        out=config.out,
+        name=name,
+    )
+    tracker.params(config.decisive())
+    return tracker
+
+
+def record_results(tracker, config: HTConfig, results: dict) -> None:
+    """Record every figure, and the files."""
+    for task, found in results["tasks"].items():
+        for method, figures in found["methods"].items():
+            values = {name: figures[name]["mean"] for name in FIGURES}
+            for name in ("peak_bytes", "step_seconds", "trainable_parameters"):
+                values[name] = figures[name]
+            tracker.metrics({f"{task}/{method}/{name}": v for name, v in values.items()})
+    tracker.artifacts([config.out / name for name in (*RESULT_FILES, "run.json", "config.yaml")])
+
+
+# --- one task ------------------------------------------------------------------------------------
+
+
+def _task(config: HTConfig, cohort: Cohort, done: list[tuple[Job, JobResult]]) -> dict:
+    """Return everything about one database and split."""
+    records, job = cohort.records, done[0][0]
+    tested = {name: _tested(cohort, done, name) for name in METHODS if _of(done, name)}
+    people = {s for each in tested.values() for t in each for s in t.subject_ids.tolist()}
+    draws = draw(
+        sorted(people),
+        n_seeds=len(config.seeds),
+        n_resamples=config.n_resamples,
+        rng=numpy_generator(0, "bootstrap", job.task),
+    )
+    drawn = {name: resampled(each, draws) for name, each in tested.items()}
+    methods = {name: _method(records.class_names, _of(done, name), tested[name]) for name in tested}
+    for name, figures in methods.items():
+        for figure in FIGURES:
+            figures[figure]["ci95"] = interval(drawn[name][figure])
+        if REFERENCE in methods:
+            figures["difference"] = _difference(figures, methods[REFERENCE], drawn, name)
+    return {
+        "database": cohort.database,
+        "split": job.split_kind,
+        "classes": records.positives,
+        "n_records": len(records),
+        "n_patients": len(set(records.subject_ids.tolist())),
+        "subjects_known": records.subjects_known,
+        "left_out": len(records.dropped),
+        "notes": list(cohort.notes),
+        "sides": _sides(cohort, done),
+        "methods": methods,
+        "verdicts": verdicts(methods),
+    }
+
+
+def _of(done: list[tuple[Job, JobResult]], name: str) -> list[tuple[Job, JobResult]]:
+    return [found for found in done if found[0].name_of_method == name]
+
+
+def _tested(cohort: Cohort, done, name: str) -> list[Answers]:
+    """Return what a method said under each seed, with thresholds from the validation alone."""
+    found = []
+    for job, result in _of(done, name):
+        rows = job.split.rows(cohort.records.subject_ids)
+        labels = cohort.records.labels
+        thresholds, _ = best_thresholds(labels[rows["validation"]], result.validation)
+        found.append(
+            Answers(
+                labels=labels[rows["test"]],
+                probabilities=result.test,
+                thresholds=thresholds,
+                subject_ids=cohort.records.subject_ids[rows["test"]],
+            )
+        )
+    return found
+
+
+def _method(class_names, done: list[tuple[Job, JobResult]], tested: list[Answers]) -> dict:
+    """Return the figures of one method: means over seeds, and every seed's own."""
+    of_seeds = [
+        multilabel_metrics(
+            each.labels, each.probabilities, thresholds=each.thresholds, class_names=class_names
+        )
+        for each in tested
+    ]
+    seeds = [str(job.seed) for job, _ in done]
+    facts = [result.facts for _, result in done]
+    figures = {
+        name: {
+            "mean": _mean([found[name] for found in of_seeds]),
+            "seeds": dict(zip(seeds, [found[name] for found in of_seeds], strict=True)),
+        }
+        for name in FIGURES
+    }
+    runs = {
+        seed: {**_without_losses(fact), "classes": found["classes"], "left_out": found["left_out"]}
+        for seed, fact, found in zip(seeds, facts, of_seeds, strict=True)
+    }
+    return {
+        "description": METHODS[done[0][0].name_of_method].description,
+        **figures,
+        "peak_bytes": max(fact["peak_bytes"] for fact in facts),
+        "step_seconds": float(np.median([fact["step_seconds"] for fact in facts])),
+        "train_seconds": float(np.mean([f["step_seconds"] * f["n_steps"] for f in facts])),
+        "seconds_to_best": float(np.mean([f["step_seconds"] * f["best_step"] for f in facts])),
+        "trainable_parameters": facts[0]["n_trained"],
+        "n_per_step": facts[0]["n_per_step"],
+        "runs": runs,
+    }
+
+
+def _difference(figures: dict, reference: dict, drawn: dict, name: str) -> dict:
+    """Return figure -> mean difference to the reference, by seed, and its interval."""
+    intervals = paired_intervals(drawn[name], drawn[REFERENCE])
+    found = {}
+    for figure in FIGURES:
+        mine, other = figures[figure]["seeds"], reference[figure]["seeds"]
+        by_seed = {
+            seed: None if None in (mine[seed], other[seed]) else mine[seed] - other[seed]
+            for seed in mine
+        }
+        found[figure] = {
+            "mean": _mean(list(by_seed.values())),
+            "ci95": intervals[figure],
+            "seeds": by_seed,
+        }
+    return found
+
+
+def _sides(cohort: Cohort, done) -> dict:
+    found = {}
+    for job, _ in done:
+        rows = job.split.rows(cohort.records.subject_ids)
+        found[str(job.seed)] = {side: len(indices) for side, indices in rows.items()}
+    return found
+
+
+def _without_losses(facts: dict) -> dict:
+    return {name: value for name, value in facts.items() if name != "losses"}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+# --- words -----------------------------------------------------------------------------------
+
+
+def verdicts(methods: dict) -> list[str]:
+    """Say which method is best within the memory, and within the time, of H-Tuning.
+
+    By mean macro AUC on the test: it describes, nothing is chosen by it.
+    """
+    if YARDSTICK not in methods:
+        return []
+    limits = {
+        "peak_bytes": ("memory of a step", lambda v: f"{v / 2**20:.1f} MiB"),
+        "step_seconds": ("time of a step", lambda v: f"{1000 * v:.1f} ms"),
+        "train_seconds": ("time of the training", lambda v: f"{v:.1f} s"),
+    }
+    found = []
+    for key, (what, shown) in limits.items():
+        limit = methods[YARDSTICK][key]
+        within = {
+            name: figures["macro_auc"]["mean"]
+            for name, figures in methods.items()
+            if figures[key] <= limit and figures["macro_auc"]["mean"] is not None
+        }
+        if within:
+            best = max(within, key=within.get)
+            found.append(
+                f"Best within the {what} of {YARDSTICK} ({shown(limit)}): {best}, macro AUC "
+                f"{within[best]:.3f}, out of {', '.join(within)}."
+            )
+    return found
+
+
+def _pretraining(base: TwelveLeadBase) -> dict:
+    facts = base.training
+    return {
+        **{name: value for name, value in facts.items() if name != "subject_ids"},
+        "n_patients": len(facts["subject_ids"]),
+        "classes": list(base.class_names),
+        "statement": f"The base was trained by us with supervision, on {facts['n_records']} "
+        f"recordings of {len(facts['subject_ids'])} patients of {facts['database']} and "
+        f"{len(base.class_names)} superclasses, in {facts['n_steps']} steps. None of these "
+        "patients is in a split. The published work starts from a network pre-trained on CODE, "
+        "which isn't open: its figures can't be compared with these.",
+    }
+
+
+def _about(task: dict) -> str:
+    sides = list(task["sides"].values())
+    shown = "/".join(str(sides[0][side]) for side in ("train", "validation", "test"))
+    return (
+        f"{task['n_records']} records of {task['n_patients']} patients, {len(task['classes'])} "
+        f"classes; {shown} records train, validate and test; {len(sides)} seed(s)."
+    )
+
+
+def _table(task: dict) -> str:
+    names = [*SHOWN.values(), "AUC - full [95 %]", "MiB", "ms/step", "parameters"]
+    rows = [f"| method | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for name, figures in task["methods"].items():
+        cells = [_shown(figures[key]["mean"]) for key in SHOWN]
+        cells.append(_shown_difference(figures.get("difference", {}).get("macro_auc")))
+        cells += [f"{figures['peak_bytes'] / 2**20:.1f}", f"{1000 * figures['step_seconds']:.1f}"]
+        cells.append(f"{figures['trainable_parameters']:,}")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _shown_difference(difference: dict | None) -> str:
+    if difference is None or difference["mean"] is None or difference["ci95"] is None:
+        return "-"
+    low, high = difference["ci95"]
+    return f"{difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
