@@ -163,7 +163,6 @@ def _deal(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> n
         free = np.flatnonzero((side < 0) & (counts[:, column] > 0))
         for i in free[np.lexsort((luck[free, -1], -counts[free, column]))]:
             order = np.lexsort((luck[i, :-1], wanted[:, -1], wanted[:, column]))
-            open_sides = order[shares[order] > 0]
-            side[i] = open_sides[-1]
+            side[i] = order[-1]  # misses some: what all sides miss together is still to be dealt
             wanted[side[i]] -= counts[i]
     return side

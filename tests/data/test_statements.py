@@ -17,7 +17,7 @@ from metaecg.errors import DataError
 TABLE = """,description,diagnostic,form,rhythm,diagnostic_class,diagnostic_subclass
 NORM,normal ECG,1.0,,,NORM,NORM
 1AVB,first degree AV block,1.0,,,CD,_AVB
-2AVB,second degree AV block,1.0,,,CD,_AVB
+2AVB,second degree AV block,1.0,1.0,,CD,_AVB
 NST_,non-specific ST changes,1.0,1.0,,STTC,NST_
 PVC,ventricular premature complex,,1.0,,,
 SR,sinus rhythm,,,1.0,,

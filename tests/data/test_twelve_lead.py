@@ -162,7 +162,9 @@ def test_recordings_in_two_units_are_refused(ptbxl, edit_header):
 def test_a_recording_with_an_unmeasured_sample_is_dropped_with_the_number(ptbxl):
     gap = leads()
     gap[5:8, 3] = -32768
-    found = read_ptbxl(ptbxl(["{'NORM': 0}", "{'AMI': 0}"], signals=[gap, leads()]), fs_hz=100)
+    folder = ptbxl(["{'NORM': 0}", "{'AMI': 0}"], signals=[gap, leads()], patients=[7, 8])
+    found = read_ptbxl(folder, fs_hz=100)
+    assert found.subject_ids.tolist() == ["ptb-xl/patient-8"]
     assert found.dropped == {"ptb-xl/0": "3 of 1000 samples were not measured"}
     assert found.record_ids.tolist() == ["ptb-xl/1"]
     assert found.labels.tolist() == [[0, 1]]
@@ -200,8 +202,12 @@ def test_the_cache_gives_the_same_set_without_reading_again(ptbxl, tmp_path, mon
         assert np.array_equal(found.signals, plain.signals)
         assert found.labels.tolist() == plain.labels.tolist()
         assert found.manifest_sha256 == plain.manifest_sha256
-    with pytest.raises(TypeError):  # another selection is another entry
-        read_ptbxl(folder, fs_hz=100, min_positives=2, cache_root=tmp_path / "cache")
+    for other in (
+        {"min_positives": 2},
+        {"preprocessing": TwelveLeadInput(fs_hz=100.0, n_samples=9)},
+    ):
+        with pytest.raises(TypeError):  # another entry, which has to be read
+            read_ptbxl(folder, fs_hz=100, cache_root=tmp_path / "cache", **other)
 
 
 def test_a_damaged_cache_entry_is_made_anew(ptbxl, tmp_path):

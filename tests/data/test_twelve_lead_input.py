@@ -46,6 +46,13 @@ def test_an_offset_does_not_ring_when_the_rate_changes():
     assert np.abs(found).max() < 1e-4
 
 
+def test_a_drift_does_not_ring_at_the_ends_when_the_rate_changes():
+    fine, coarse = (np.tile(np.arange(n) * 10.0 / n, (12, 1)) for n in (5000, 1000))
+    expected = TwelveLeadInput(**RAW).prepare(fine, fs_hz=500.0)
+    found = TwelveLeadInput(**RAW).prepare(coarse, fs_hz=100.0)
+    assert found == pytest.approx(expected, abs=0.05)
+
+
 def test_every_lead_is_scaled_by_its_own_spread_and_a_flat_one_stays_zero():
     signals = tone(10) * np.arange(12)[:, None] + 3.0  # lead 0 is flat
     found = TwelveLeadInput(fs_hz=500.0, n_samples=5000).prepare(signals, fs_hz=500.0)

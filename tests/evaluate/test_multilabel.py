@@ -48,10 +48,10 @@ def test_every_figure_that_scikit_learn_has_is_the_same(with_ties, seed):
 
 def test_f_and_g_follow_from_the_counts():
     labels = np.array([[1], [1], [1], [0], [0], [0]])
-    flagged = np.array([[1], [1], [0], [1], [0], [0]])  # TP 2, FP 1, FN 1
+    flagged = np.array([[1], [1], [0], [1], [1], [0]])  # TP 2, FP 2, FN 1
     found = judged(labels, flagged.astype(float))
-    assert found["macro_f2"] == pytest.approx(5 * 2 / (5 * 2 + 1 + 4 * 1))
-    assert found["macro_g2"] == pytest.approx(2 / (2 + 1 + 2 * 1))
+    assert found["macro_f2"] == pytest.approx(5 * 2 / (5 * 2 + 2 + 4 * 1))
+    assert found["macro_g2"] == pytest.approx(2 / (2 + 2 + 2 * 1))
 
 
 def test_a_probability_on_the_threshold_is_flagged():
