@@ -5,6 +5,8 @@ drew: adding a method or running the folds in another order changes nothing else
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -40,3 +42,23 @@ def torch_generator(seed: int, *names: str | int, device: str = "cpu"):
     generator = torch.Generator(device=device)
     generator.manual_seed(derive_seed(seed, *names))
     return generator
+
+
+@contextmanager
+def borrowed_torch_stream(seed: int, *, device="cpu") -> Iterator[None]:
+    """Seed torch's own generators for what knows no others, and give their state back at the end.
+
+    Initial weights, dropout and PEFT's adapters draw from the global stream of the CPU, and of
+    `device` if that is a GPU; the streams of other GPUs are not touched.
+    """
+    import torch
+
+    device = torch.device(device)
+    is_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if is_cuda else []):
+        # torch.manual_seed would seed all GPUs, and leave them so.
+        torch.default_generator.manual_seed(seed)
+        if is_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

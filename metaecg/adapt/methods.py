@@ -22,6 +22,7 @@ from torch import nn
 
 from metaecg.checks import check_option
 from metaecg.errors import AdaptationError
+from metaecg.seeding import borrowed_torch_stream
 
 METHODS = ("head", "full", "bias", "lora", "h-tuning")
 
@@ -324,8 +325,7 @@ def _add_lora(network, rank, alpha, targets, seed) -> nn.Module:
         lora_dropout=0.0,
         bias="none",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with borrowed_torch_stream(seed):
         network = get_peft_model(network, config)
     strange = [n for n in trained_parameters(network) if not _is_lora_or_head(n)]
     if strange:

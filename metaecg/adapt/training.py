@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from metaecg.adapt.methods import trained_parameters
 from metaecg.errors import AdaptationError
+from metaecg.seeding import borrowed_torch_stream
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -125,22 +126,12 @@ def training_mode(
             for module in network.modules():
                 if isinstance(module, (nn.modules.dropout._DropoutNd, nn.RNNBase)):
                     module.train()
-            stack.enter_context(_seeded(generator, network))
+            seed = int(torch.randint(2**62, (1,), generator=generator))
+            device = next(network.parameters()).device
+            stack.enter_context(borrowed_torch_stream(seed, device=device))
         elif any(isinstance(module, nn.RNNBase) for module in network.modules()):
             # cuDNN computes no gradient of a recurrent layer in eval mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        yield
-
-
-@contextlib.contextmanager
-def _seeded(generator: torch.Generator, network: nn.Module) -> Iterator[None]:
-    device = next(network.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seed = int(torch.randint(2**62, (1,), generator=generator))
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
         yield
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from metaecg.checks import check_option
 from metaecg.meta.algorithms import Algorithm, StepPlan
+from metaecg.seeding import borrowed_torch_stream
 from metaecg.tasks.sampler import Task
 
 Parameters = Mapping[str, Tensor]
@@ -129,8 +130,6 @@ def stack_tasks(tasks: Sequence[Task]) -> MetaBatch:
 def explicit_randomness(network: nn.Module, generator: torch.Generator | None) -> Iterator[None]:
     """Let the network's dropout draw from `generator`, leaving the global random state as it was.
 
-    Dropout layers know no generator but torch's own: it is borrowed, seeded, and given back.
-
     Raises
     ------
     ValueError
@@ -145,9 +144,8 @@ def explicit_randomness(network: nn.Module, generator: torch.Generator | None) -
             f"layer {name!r} drops values at random, and generator is None; pass a "
             "torch.Generator, so that the same seed gives the same result."
         )
-    with torch.random.fork_rng(devices=[]):
-        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-        torch.manual_seed(int(seed))
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    with borrowed_torch_stream(int(seed), device=next(network.parameters()).device):
         yield
 
 

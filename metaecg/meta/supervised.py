@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from metaecg.data.windows import WindowSet
 from metaecg.errors import AdaptationError, DataError
+from metaecg.seeding import borrowed_torch_stream
 
 OnStep = Callable[[int, dict[str, float]], None]
 
@@ -59,9 +60,8 @@ def pretrain(
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=n_steps)
     network.train()
-    # Dropout layers know no generator but torch's own: it is borrowed, seeded, and given back.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
+    device = next(network.parameters()).device
+    with borrowed_torch_stream(generator.initial_seed(), device=device):
         for step in range(n_steps):
             index = draw()
             x = torch.from_numpy(np.ascontiguousarray(windows.windows[index]))

@@ -12,6 +12,7 @@ from metaecg.models.backbones.metava import MetaVANet
 from metaecg.models.backbones.net1d import Net1D
 from metaecg.models.backbones.recurrent import BiLSTMNet, GRUNet, LSTMNet
 from metaecg.models.backbones.resnet1d import ResNet1d18
+from metaecg.seeding import borrowed_torch_stream
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "compact-cnn": CompactCNN,
@@ -86,8 +87,7 @@ def build_network(
     if generator is None:
         return NETWORKS[name](**sizes, fs_hz=fs_hz, **architecture_kwargs)
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with borrowed_torch_stream(seed):
         return NETWORKS[name](**sizes, fs_hz=fs_hz, **architecture_kwargs)
 
 
