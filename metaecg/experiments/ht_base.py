@@ -28,7 +28,7 @@ from metaecg.experiments.ht_training import shuffled_batches
 from metaecg.models.backbones.cnn_transformer import SIZES, CNNTransformer
 from metaecg.models.folders import write_folder
 from metaecg.models.registry import build_network
-from metaecg.seeding import numpy_generator, torch_generator
+from metaecg.seeding import borrowed_torch_stream, numpy_generator, torch_generator
 
 FORMAT = "metaecg-12-lead-base"
 FORMAT_VERSION = 1
@@ -52,8 +52,7 @@ class TwelveLeadBase:
     def new_network(self, *, n_classes: int, seed: int) -> nn.Module:
         """Return an independent copy with a new head of `n_classes`, drawn from `seed`."""
         network = copy.deepcopy(self.network)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with borrowed_torch_stream(seed):
             network.head = nn.Linear(network.head.in_features, n_classes)
         return network
 

@@ -25,6 +25,8 @@ class Answers:
     thresholds: np.ndarray = field(repr=False)
     """Shape ``(n_classes,)``, from the validation."""
     subject_ids: np.ndarray = field(repr=False)
+    undetermined: tuple[str, ...] = ()
+    """Classes that no validation record has: their threshold is 0.5, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

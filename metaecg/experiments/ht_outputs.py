@@ -173,13 +173,14 @@ def _tested(cohort: Cohort, done, name: str) -> list[Answers]:
     for job, result in _of(done, name):
         rows = job.split.rows(cohort.records.subject_ids)
         labels = cohort.records.labels
-        thresholds, _ = best_thresholds(labels[rows["validation"]], result.validation)
+        thresholds, blind = best_thresholds(labels[rows["validation"]], result.validation)
         found.append(
             Answers(
                 labels=labels[rows["test"]],
                 probabilities=result.test,
                 thresholds=thresholds,
                 subject_ids=cohort.records.subject_ids[rows["test"]],
+                undetermined=tuple(cohort.records.class_names[column] for column in blind),
             )
         )
     return found
@@ -203,8 +204,13 @@ def _method(class_names, done: list[tuple[Job, JobResult]], tested: list[Answers
         for name in FIGURES
     }
     runs = {
-        seed: {**_without_losses(fact), "classes": found["classes"], "left_out": found["left_out"]}
-        for seed, fact, found in zip(seeds, facts, of_seeds, strict=True)
+        seed: {
+            **_without_losses(fact),
+            "classes": found["classes"],
+            "left_out": found["left_out"],
+            "undetermined": list(each.undetermined),
+        }
+        for seed, fact, found, each in zip(seeds, facts, of_seeds, tested, strict=True)
     }
     return {
         "description": METHODS[done[0][0].name_of_method].description,

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import wfdb
 
 from metaecg.data.twelve_lead_files import STANDARD_LEADS
 from metaecg.errors import CheckpointError, ConfigError, DataError, LeakageError
-from metaecg.experiments import h_tuning, ht_data, ht_jobs, ht_options
+from metaecg.experiments import h_tuning, ht_data, ht_jobs, ht_options, ht_training
 from metaecg.experiments.ht_config import HTConfig
 
 CODES = ("NORM", "IMI", "AMI", "CLBBB")
@@ -137,6 +138,11 @@ def test_quick_wins_over_the_file_and_options_over_quick(data, tmp_path):
     assert (config.seeds, config.n_resamples, config.pretrain.n_steps) == ([0], 200, 7)
 
 
+def test_the_shipped_configuration_is_valid(data):
+    file = Path(__file__).parents[2] / "experiments" / "configs" / "h_tuning.yaml"
+    assert config_of(data, "--config", str(file)).hash()
+
+
 # --- a whole run ---------------------------------------------------------------------------------
 
 
@@ -177,7 +183,7 @@ def test_finished_jobs_are_taken_up_and_give_the_same_figures(data, finished, mo
     assert "finished jobs taken up: 8 of 8" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_loses_the_job_under_way_alone(data, tmp_path, monkeypatch):
+def test_an_interrupted_run_loses_the_job_under_way_alone(data, finished, tmp_path, monkeypatch):
     real, started = ht_jobs.run_job, []
 
     def stopping(job, *arguments, **settings):
@@ -191,6 +197,29 @@ def test_an_interrupted_run_loses_the_job_under_way_alone(data, tmp_path, monkey
     assert not (tmp_path / "results.json").exists()
     assert run(data, tmp_path, "--methods", "full,h-tuning,head") == 0
     assert started == ["full", "h-tuning", "h-tuning", "head"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    again, before = (r["tasks"]["ptbxl_subset--patients"] for r in (results, finished[1]))
+    for name in ("full", "h-tuning"):  # the same seed in another run, with other methods beside
+        for figure in ("macro_auc", "mean_ap", "macro_f2", "coverage"):
+            mine, other = (t["methods"][name][figure]["seeds"]["0"] for t in (again, before))
+            assert mine == other
+
+
+def test_the_test_is_looked_at_once_and_after_all_choices(data, tmp_path, monkeypatch):
+    seen = []
+    real = ht_training.probabilities
+
+    def watching(network, signals, n_classes):
+        seen.append(signals[:, 0, 10].tolist())
+        return real(network, signals, n_classes)
+
+    monkeypatch.setattr(ht_training, "probabilities", watching)
+    monkeypatch.setattr(ht_jobs, "probabilities", watching)
+    grid = ["h_tuning.grid=true", "h_tuning.mixing_grid=[0.9,0.99]", "h_tuning.scale_grid=[0.001]"]
+    assert run(data, tmp_path, "--methods", "h-tuning", *grid) == 0
+    validation = seen[0]
+    assert seen[:-1] == [validation] * 5  # two looks for each of two settings, thresholds
+    assert not set(seen[-1]) & set(validation)
 
 
 def test_the_grid_is_chosen_by_the_validation(data, tmp_path):
