@@ -22,6 +22,7 @@ from metaecg.adapt.batch_norm_modes import (
     gradients_for,
     left_as_found,
 )
+from metaecg.adapt.summed_weights import summed_weights
 from metaecg.adapt.training import training_mode
 from metaecg.checks import check_option, check_positive
 from metaecg.errors import AdaptationError
@@ -238,7 +239,7 @@ class MixOrder:
         value = 0.0
         norms = batch_norms(self.network) if self.batch_norm == "train" else []
         pieces = zip(x.tensor_split(n_pieces), y.tensor_split(n_pieces), strict=True)
-        with batch_statistics(norms, n_pieces) as record:
+        with batch_statistics(norms, n_pieces) as record, summed_weights(self.network):
             for x_piece, y_piece in pieces:
                 share = len(x_piece) / len(x)
                 part, found = self._differentiate(x_piece, y_piece, deep, side)
