@@ -12,6 +12,7 @@ from metaecg.adapt.h_tuning import shallow_and_deep
 from metaecg.adapt.methods import prepare_network, trained_parameters
 from metaecg.adapt.mix_order import MixOrder
 from metaecg.models.backbones.cnn_transformer import SIZES, CNNTransformer
+from metaecg.seeding import borrowed_torch_stream
 
 from .fake import without_arithmetic
 
@@ -73,9 +74,8 @@ class Prepared:
 def build(size: str, *, n_leads: int, n_samples: int) -> CNNTransformer:
     """Return a network of a published size with weights drawn from a seed."""
     width, n_blocks = SIZES[size]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        network = CNNTransformer(
+    with borrowed_torch_stream(0):
+        return CNNTransformer(
             n_leads=n_leads,
             n_samples=n_samples,
             fs_hz=FS_HZ,
@@ -83,7 +83,6 @@ def build(size: str, *, n_leads: int, n_samples: int) -> CNNTransformer:
             width=width,
             n_blocks=n_blocks,
         )
-    return network
 
 
 def windows(n: int, *, n_leads: int, n_samples: int, device: str = "cpu") -> Tensor:

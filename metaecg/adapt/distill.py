@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaecg.adapt.cutmix import cutmix
+from metaecg.adapt.h_tuning import rate_factor
 from metaecg.adapt.training import check_finite, check_parameters
 from metaecg.checks import check_positive, check_windows
 from metaecg.errors import AdaptationError, DataError
 from metaecg.models.inference import network_logits, softmax
+from metaecg.seeding import borrowed_torch_stream
 
 REDUCED_LEADS = {12: tuple(range(12)), 3: (1, 6, 10), 1: (0,)}
 """How many leads -> their places among I, II, III, aVR, aVL, aVF, V1 ... V6: three are II, V1 and
@@ -32,9 +34,6 @@ V5, one is I, as published [1]_.
 .. [1] R. Zhou, L. Zhang, Y. Dong, "H-Tuning: Toward Low-Cost and Efficient ECG-based Cardiovascular
    Disease Detection with Pre-Trained Models", ICML 2025.
 """
-
-WARM_UP = 0.01
-"""Share of the steps in which the rate rises to `lr`; it then falls to 0. Both linearly."""
 
 OnStep = Callable[[int, dict[str, float]], None]
 
@@ -139,7 +138,8 @@ def distill(
     targets = _targets(labels, len(windows), n_classes, "labels")
     best = _Best(answers, _checked_validation(validation, windows, n_classes), patience)
     batches = _batches(windows, targets, batch_size, cutmix_beta, rng)
-    with _restored_on_error(student), _own_dropout(student, rng), _evaluated(teacher):
+    own_dropout = borrowed_torch_stream(int(rng.integers(2**62)), device=answers.device)
+    with _restored_on_error(student), own_dropout, _evaluated(teacher):
         losses = []
         for step, loss in enumerate(
             _steps(answers, batches, n_steps, lr, weight_decay, on_step), start=1
@@ -178,7 +178,7 @@ def _steps(
     """Take the steps one by one, yielding the loss of each."""
     parameters = [p for p in answers.student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rise_and_fall(n_steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate_factor(done, n_steps))
     for step in range(1, n_steps + 1):
         where = f"step {step} of {n_steps}"
         loss = answers.loss(*next(batches), where)
@@ -357,11 +357,6 @@ def _batches(windows, targets, batch_size: int, cutmix_beta, rng) -> Iterator:
             yield (x, y) if cutmix_beta is None else cutmix(x, y, rng=rng, beta=cutmix_beta)
 
 
-def _rise_and_fall(n_steps: int) -> Callable[[int], float]:
-    n_rise = max(1, round(WARM_UP * n_steps))
-    return lambda done: min((done + 1) / n_rise, (n_steps - done) / max(1, n_steps - n_rise), 1.0)
-
-
 @contextmanager
 def _restored_on_error(network: nn.Module) -> Iterator[None]:
     before = copy.deepcopy(network.state_dict())
@@ -374,15 +369,6 @@ def _restored_on_error(network: nn.Module) -> Iterator[None]:
         for module, was_training in flags:
             module.training = was_training
         raise
-
-
-@contextmanager
-def _own_dropout(network: nn.Module, rng: np.random.Generator) -> Iterator[None]:
-    # Dropout layers know no generator but torch's own: it is borrowed, seeded, and given back.
-    device = next(network.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(rng.integers(2**62)))
-        yield
 
 
 @contextmanager
