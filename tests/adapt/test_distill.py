@@ -403,3 +403,18 @@ def test_a_network_of_the_library_teaches_another(make_windows):
         check_every=20,
     )
     assert found.scores[found.best_step] > 0.8
+
+
+def test_a_student_of_three_leads_answers_the_same_when_its_first_layers_are_cut_down():
+    from metaecg.models.backbones.cnn_transformer import CNNTransformer, slim_leads
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"n_leads": 12, "n_samples": N_SAMPLES, "fs_hz": 500.0, "n_classes": N_CLASSES}
+        student, teacher = (CNNTransformer(**sizes, width=width) for width in (16, 32))
+    taught(student, teacher, leads=REDUCED_LEADS[3])
+    x = torch.from_numpy(statements(10, seed=1)[0])
+    slim = slim_leads(student, REDUCED_LEADS[3])
+    with torch.no_grad():
+        expected = student(mask_leads(x, REDUCED_LEADS[3]))
+        assert torch.allclose(slim(x[:, list(REDUCED_LEADS[3])]), expected, atol=1e-6)
