@@ -35,9 +35,9 @@ SMALL_BATCH_LR, LARGE_BATCH_LR = 1e-3, 2e-3
 class HTuning:
     """How the shallow layers' gradient is put together; the defaults are the paper's.
 
-    The three controls that the paper lacks are settings: ``mixing=1`` (first order alone),
-    ``direction="random"`` (the zeroth-order step with a random sign), and ``method="lora"`` with a
-    `micro_batch` (all windows, first order, at equal memory).
+    The controls are settings: ``mixing=1`` (first order alone), ``direction="random"`` (the
+    zeroth-order step with a random sign), and ``method="lora"`` with a `micro_batch` (first order
+    on all windows, a few at a time).
 
     Parameters
     ----------

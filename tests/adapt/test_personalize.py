@@ -266,7 +266,7 @@ def test_an_argument_out_of_range_is_named_when_fitting(base, support, argument,
 
 
 def test_every_method_has_a_learning_rate():
-    # that of H-Tuning depends on the number of windows: test_h_tuning.py
+    # that of H-Tuning depends on the number of windows: test_h_tune.py
     assert sorted([*LEARNING_RATES, "h-tuning"]) == sorted(METHODS)
 
 

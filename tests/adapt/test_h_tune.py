@@ -220,32 +220,58 @@ def test_settings_come_back_from_the_file(base, support, tmp_path):
     assert loaded.get_params() == fitted.get_params()
 
 
-def test_the_first_order_windows_are_others_in_every_step(base, support, monkeypatch):
-    seen = []
+class Spy:
+    """In the stepper's place: keeps what it was given and leaves a gradient of ones."""
 
-    class Spy:
-        def __init__(self, *_, **__):
-            pass
+    def __init__(self, network, loss, *, shallow, deep, **settings):
+        self.parameters = [parameter for _, parameter in [*shallow, *deep]]
+        self.settings = settings
+        Spy.last, self.batches = self, []
 
-        def backward(self, x, y):
-            seen.append((x, y))
-            return 0.0
+    def backward(self, x, y):
+        self.batches.append(x)
+        for parameter in self.parameters:
+            parameter.grad = torch.ones_like(parameter)
+        return 0.0
 
+
+@pytest.fixture
+def spied(base, support, monkeypatch):
+    """Run `h_tune` with the spy; return it and the network."""
     monkeypatch.setattr(h_tuning, "MixOrder", Spy)
     x, y = torch.from_numpy(support[0]), torch.from_numpy(support[1])
 
-    def batches(**kwargs):
-        seen.clear()
-        generator = torch.Generator().manual_seed(3)
-        h_tune(prepared(base), x, y, n_steps=8, generator=generator, **kwargs)
-        return [windows for windows, _ in seen]
+    def run(**kwargs):
+        network = prepared(base)
+        h_tune(network, x, y, generator=torch.Generator().manual_seed(3), **kwargs)
+        return Spy.last, network
 
-    whole = batches()
+    return run
+
+
+def test_the_first_order_windows_are_others_in_every_step(spied):
+    whole = spied(n_steps=8)[0].batches
     assert all(len(windows) == 20 for windows in whole)
     assert len({windows[0, 0, 0].item() for windows in whole}) > 2
-    sevens = batches(batch_size=7)  # 7 + 7, the other 6 wait
+    sevens = spied(n_steps=8, batch_size=7)[0].batches  # 7 + 7, the other 6 wait
     assert all(len(windows) == 7 for windows in sevens)
     assert len(torch.cat(sevens[:2]).unique(dim=0)) == 14
+
+
+def test_every_setting_reaches_the_stepper(spied):
+    settings = {"mixing": 0.9, "scale": 1e-4, "n_samples": 3, "n_first_order": 5}
+    settings |= {"direction": "random", "batch_norm": "eval"}
+    spy, _ = spied(n_steps=1, settings=HTuning(**settings), micro_batch=6)
+    del spy.settings["generator"]
+    assert spy.settings == {**settings, "chunk": 6}
+
+
+def test_the_steps_follow_the_schedule(spied, base):
+    # under a gradient that stays the same, AdamW without decay moves by the learning rate
+    _, network = spied(n_steps=5, lr=1e-3, weight_decay=0.0)
+    moved = merged(network).head.bias - base.network.head.bias
+    expected = -1e-3 * sum(rate_factor(step, 5) for step in range(5))
+    torch.testing.assert_close(moved, torch.full((2,), expected), rtol=1e-3, atol=0)
 
 
 def test_the_rate_rises_over_a_hundredth_of_the_steps_and_falls_to_zero():
