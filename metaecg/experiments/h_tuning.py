@@ -14,7 +14,7 @@ import shutil
 import sys
 from contextlib import contextmanager
 
-from metaecg.errors import LeakageError
+from metaecg.errors import ConfigError, LeakageError
 from metaecg.experiments.cli import progress, run_main
 from metaecg.experiments.ht_config import HTConfig
 from metaecg.experiments.ht_methods import METHODS, choose_methods
@@ -65,6 +65,7 @@ def run(config: HTConfig) -> dict:
     from metaecg.experiments.provenance import git_commit
 
     methods = choose_methods(config.methods)
+    _check_device(config.device)
     commit = git_commit()
     base = _base(config)
     seen = base.training["subject_ids"]
@@ -80,6 +81,16 @@ def run(config: HTConfig) -> dict:
         with progress("recording the MLflow run"):
             record_results(tracker, config, results)
     return results
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device is 'cuda', and torch finds no GPU; expected cpu, or a torch built for the GPU "
+            "that is there."
+        )
 
 
 # --- the base ------------------------------------------------------------------------------------
@@ -204,9 +215,14 @@ def _run_jobs(config: HTConfig, jobs, base, cohorts: dict, commit, tracker) -> d
         result = load_result(folder / job.name, stamp=stamp(job))
         if result is not None:
             done[job.name] = result
-    if done:
-        print(f"finished jobs taken up: {len(done)} of {len(jobs)}", file=sys.stderr)
     missing = [job for job in jobs if job.name not in done]
+    n_stale = sum((folder / job.name).is_dir() for job in missing)
+    for n, what in (
+        (len(done), "taken up"),
+        (n_stale, "of other settings, data or code, done again"),
+    ):
+        if n:
+            print(f"finished jobs {what}: {n} of {len(jobs)}", file=sys.stderr)
     with progress(f"{len(missing)} jobs", max(1, sum(j.cost(config) for j in missing))) as bar:
 
         def keep(job, result) -> None:

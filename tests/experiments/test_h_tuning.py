@@ -183,6 +183,20 @@ def test_finished_jobs_are_taken_up_and_give_the_same_figures(data, finished, mo
     assert "finished jobs taken up: 8 of 8" in capsys.readouterr().err
 
 
+def test_jobs_of_other_settings_are_done_again_and_counted(data, tmp_path, capsys):
+    assert run(data, tmp_path, "--methods", "head") == 0
+    assert run(data, tmp_path, "--methods", "head", "train.lr_head=0.5") == 0
+    assert "of other settings, data or code, done again: 1 of 1" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_a_mistake_of_the_configuration(
+    data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run(data, tmp_path, "--device", "cuda") == 2
+    assert "torch finds no GPU" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_loses_the_job_under_way_alone(data, finished, tmp_path, monkeypatch):
     real, started = ht_jobs.run_job, []
 
@@ -222,14 +236,16 @@ def test_the_test_is_looked_at_once_and_after_all_choices(data, tmp_path, monkey
     assert not set(seen[-1]) & set(validation)
 
 
-def test_the_grid_is_chosen_by_the_validation(data, tmp_path):
+@pytest.mark.parametrize(("looks", "mixing"), [((2, 3, 6, 5), 0.99), ((6, 2, 3, 5), 0.9)])
+def test_the_grid_is_chosen_by_the_validation(data, tmp_path, monkeypatch, looks, mixing):
+    answers = iter(looks)  # two for each of two settings
+    monkeypatch.setattr(ht_training, "score", lambda *arguments: next(answers) / 10)
     grid = ["h_tuning.grid=true", "h_tuning.mixing_grid=[0.9,0.99]", "h_tuning.scale_grid=[0.001]"]
     assert run(data, tmp_path, "--methods", "h-tuning", *grid) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     found = results["tasks"]["ptbxl_subset--patients"]["methods"]["h-tuning"]["runs"]["0"]
-    best = max(found["trials"], key=lambda trial: trial["validation_map"])
     assert [trial["mixing"] for trial in found["trials"]] == [0.9, 0.99]
-    assert found["settings"]["mixing"] == best["mixing"]
+    assert found["settings"]["mixing"] == mixing
 
 
 def test_a_base_of_an_earlier_run_is_fine_tuned_by_folds(data, finished, tmp_path):
