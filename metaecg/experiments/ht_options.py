@@ -36,14 +36,34 @@ def resolve(arguments) -> HTConfig:
         values = _over(values, QUICK)
     typed, problems = _typed(arguments)
     values = _with_places(_over(values, typed))
-    try:
-        config = build_config(values, HTConfig, lists=LIST_FIELDS)
-    except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from None
-    problems += _semantic_problems(config)
+    config, more = _built(values)
+    problems += more + _semantic_problems(config)
+    if not {"data", "databases", "splits", "base"} & {*values} - _sound(values):
+        problems += _data_problems(config)
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _built(values: dict) -> tuple[HTConfig, list[str]]:
+    """Return the configuration and its mistakes; with some, that of the fields without."""
+    try:
+        return build_config(values, HTConfig, lists=LIST_FIELDS), []
+    except ConfigError as error:
+        sound = {name: values[name] for name in _sound(values)}
+        return build_config(sound, HTConfig, lists=LIST_FIELDS), error.problems
+
+
+def _sound(values: dict) -> set[str]:
+    """Return the top-level fields that are valid by themselves."""
+    found = set()
+    for name, value in values.items():
+        try:
+            build_config({name: value}, HTConfig, lists=LIST_FIELDS)
+        except ConfigError:
+            continue
+        found.add(name)
+    return found
 
 
 def as_yaml(config: HTConfig) -> str:
@@ -86,7 +106,7 @@ def _with_places(values: dict) -> dict:
 
 def _semantic_problems(config: HTConfig) -> list[str]:
     """Return what single fields can't tell: unknown names, settings that don't go together."""
-    problems = _input_problems(config) + _data_problems(config)
+    problems = _input_problems(config)
     try:
         choose_methods(config.methods)
     except ConfigError as error:

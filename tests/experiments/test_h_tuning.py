@@ -101,16 +101,20 @@ def test_help_needs_no_torch():
     assert "h_tuning.mixing=0.85" in done.stdout
 
 
-def test_every_mistake_is_reported_at_once(data):
+def test_every_mistake_is_reported_at_once(tmp_path):
     wrong = ["--methods", "full,h-tunning", "h_tuning.mixing=2", "ptbxl.sharez=1", "seeds=0,0"]
     with pytest.raises(ConfigError) as caught:
-        config_of(data, *wrong)
-    assert len(caught.value.problems) == 2  # the fields; what they mean together comes after
-    assert "Did you mean 'ptbxl.shares'" in str(caught.value)
+        config_of(tmp_path, *wrong, "cinc2021.shares=[0.5,0.2,0.2]")
+    expected = ("h_tuning.mixing is 2: input", "Did you mean 'ptbxl.shares'", "seeds is [0, 0]")
+    expected += ("Did you mean 'h-tuning'", "add up to 0.9", "ptbxl_subset in it is no folder")
+    assert len(caught.value.problems) == 6
+    assert all(text in str(caught.value) for text in expected)
+
+
+def test_a_database_that_is_misspelt_is_not_looked_for(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        config_of(data, "--methods", "h-tunning", "seeds=0,0", "ptbxl.shares=[0.5,0.2,0.2]")
-    assert len(caught.value.problems) == 3
-    assert "Did you mean 'h-tuning'" in str(caught.value)
+        config_of(tmp_path, "databases=ptbxl")
+    assert len(caught.value.problems) == 1
 
 
 def test_data_that_is_not_there_is_named_before_anything_is_read(tmp_path):
