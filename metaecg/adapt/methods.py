@@ -15,7 +15,9 @@ import copy
 import difflib
 import fnmatch
 import re
+import warnings
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -174,6 +176,18 @@ def lora_targets(
     return chosen
 
 
+def import_peft() -> ModuleType:
+    """Return PEFT; it takes seconds to import, and its first import may warn in vain.
+
+    It imports torchvision where that is installed. The old one that learn2learn needs then says
+    that it can't load its image extension, which nobody here uses.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Failed to load image Python extension", UserWarning)
+        import peft
+    return peft
+
+
 def merged(network: nn.Module) -> nn.Module:
     """Return a plain copy of the network, the LoRA change added to its weights."""
     network = copy.deepcopy(network)
@@ -314,9 +328,9 @@ def _with_low_rank(network, method, rank, alpha, target_modules, freeze, seed) -
 
 
 def _add_lora(network, rank, alpha, targets, seed) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
+    peft = import_peft()
 
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
         # A regular expression, for a list of names would also match the ends of longer names.
@@ -326,7 +340,7 @@ def _add_lora(network, rank, alpha, targets, seed) -> nn.Module:
         bias="none",
     )
     with borrowed_torch_stream(seed):
-        network = get_peft_model(network, config)
+        network = peft.get_peft_model(network, config)
     strange = [n for n in trained_parameters(network) if not _is_lora_or_head(n)]
     if strange:
         raise AdaptationError(

@@ -122,7 +122,9 @@ def _terminate(number, frame) -> None:
 
 def _warm_up() -> None:
     """Import PEFT while the first base trains: it takes seconds and is needed right after."""
-    import peft  # noqa: F401
+    from metaecg.adapt.methods import import_peft
+
+    import_peft()
 
 
 def _in_worker(work: Callable, job):

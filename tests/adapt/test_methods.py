@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -154,3 +157,11 @@ def test_adding_lora_leaves_the_global_random_state(base):
     before = torch.get_rng_state()
     prepare_network(base.new_network(), "lora", seed=5)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_peft_comes_without_a_word_about_pictures():
+    """In a fresh process: torchvision, where it is, is imported once only."""
+    command = "from metaecg.adapt.methods import import_peft; import_peft()"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "image" not in done.stderr
