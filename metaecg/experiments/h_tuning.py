@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(arguments) -> None:
-    from metaecg.experiments.ht_outputs import summary_table
+    from metaecg.experiments.ht_tables import summary_table
 
     config = resolve(arguments)
     if arguments.dry_run:
@@ -172,6 +172,7 @@ def _facts_of_base(config: HTConfig, records) -> dict:
 def _jobs(config: HTConfig, methods: dict, cohorts: dict) -> list:
     """Return a job per database, split, seed and method; whole seeds are finished one by one."""
     from metaecg.experiments.ht_data import check_sides, split_of
+    from metaecg.experiments.ht_distill import distillation_job
     from metaecg.experiments.ht_jobs import Job
 
     jobs = []
@@ -193,6 +194,8 @@ def _jobs(config: HTConfig, methods: dict, cohorts: dict) -> list:
                     )
                     for method_name, method in methods.items()
                 ]
+                if config.distill.enabled:
+                    jobs.append(distillation_job(jobs[-1], config))
     return jobs
 
 
@@ -233,8 +236,9 @@ def _run_jobs(config: HTConfig, jobs, base, cohorts: dict, commit, tracker) -> d
         work = functools.partial(run_in_worker, config, config.base or config.out / "base")
         pool.run_all(missing, work, n_workers=config.workers, on_progress=bar.advance, on_done=keep)
     for job in jobs:
-        losses = enumerate(done[job.name].facts["losses"], start=1)
-        tracker.history(job.name, [(step, {"loss": loss}) for step, loss in losses])
+        for name, losses in job.histories(done[job.name].facts).items():
+            steps = enumerate(losses, start=1)
+            tracker.history(name, [(step, {"loss": loss}) for step, loss in steps])
     return {job.name: (job, done[job.name]) for job in jobs}
 
 

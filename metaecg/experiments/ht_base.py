@@ -141,7 +141,8 @@ def train_base(
     on_step
         Called with the step, from 1.
     """
-    network = _new(size, preparation, len(class_names), torch_generator(seed, "base"))
+    generator = torch_generator(seed, "base")
+    network = random_network(size, preparation, len(class_names), generator)
     network.to(device).train()
     rng, generator = numpy_generator(seed, "base", "cutmix"), torch_generator(seed, "base batches")
     parameters = list(network.parameters())
@@ -169,7 +170,10 @@ def train_base(
     )
 
 
-def _new(size: str, preparation: TwelveLeadInput, n_classes: int, generator) -> nn.Module:
+def random_network(
+    size: str, preparation: TwelveLeadInput, n_classes: int, generator: torch.Generator
+) -> CNNTransformer:
+    """Return a network of a `size` for 12 leads, its weights drawn from `generator`."""
     width, n_blocks = SIZES[size]
     return build_network(
         "cnn-transformer",
@@ -211,7 +215,8 @@ def _skeleton(document: dict) -> TwelveLeadBase:
         size = check_option("size", document["size"], SIZES)
         if not training["subject_ids"]:
             raise ValueError("training.subject_ids is empty")
-        network = _new(size, preparation, len(names), torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        network = random_network(size, preparation, len(names), generator)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"base.json is incomplete ({error!r}); size, classes, input and training with its "

@@ -116,6 +116,28 @@ class MixOrderConfig(Section):
     """Values of scale, as published."""
 
 
+class DistillConfig(Section):
+    """Small students of a fine-tuned network, for fewer leads."""
+
+    enabled: bool = False
+    """Train them, for every database, split and seed; the same as --distill."""
+    teacher: str = "full"
+    """The method that fine-tunes the teacher, a network of network.size. See --list-methods."""
+    student: Literal["tinylight", "tiny", "base", "medium", "large"] = "tinylight"
+    """Size of the students. One as large as the base starts from it, any other from random
+    weights."""
+    leads: Annotated[list[Literal[1, 3, 12]], Field(min_length=1)] = [12, 3, 1]
+    """How many leads: all, II with V1 and V5, or I. Each with the teacher and without."""
+    n_steps: Positive = 400
+    """Most steps of a student, of train.batch_size recordings."""
+    lr: PositiveFloat = 1e-3
+    """Highest learning rate of AdamW."""
+    check_every: Positive = 25
+    """Steps between two looks at the validation's mean average precision."""
+    patience: Positive = 10
+    """Looks without a better value, after which training ends. The best weights are kept."""
+
+
 class HTTrackingConfig(TrackingConfig):
     """The MLflow run."""
 
@@ -168,6 +190,7 @@ class HTConfig(Section):
     pretrain: BaseConfig = BaseConfig()
     train: TrainConfig = TrainConfig()
     h_tuning: MixOrderConfig = MixOrderConfig()
+    distill: DistillConfig = DistillConfig()
     tracking: HTTrackingConfig = HTTrackingConfig()
 
     def decisive(self, *, without: set[str] = frozenset()) -> dict:
@@ -188,6 +211,7 @@ QUICK = {
     "seeds": [0],
     "pretrain": {"n_steps": 60},
     "train": {"n_steps": 30},
+    "distill": {"n_steps": 60},
     "n_resamples": 200,
 }
 """What ``--quick`` sets: one split, one seed, few steps."""

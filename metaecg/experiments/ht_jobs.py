@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -34,6 +35,9 @@ FILES = ("job.json", "answers.npz")
 class Job:
     """Everything a process needs to know, but for the recordings and the base."""
 
+    unaffected_by: ClassVar[frozenset[str]] = frozenset({"distill"})
+    """Sections of the configuration that its result doesn't depend on."""
+
     database: str
     split_kind: str
     split: Split = field(repr=False)
@@ -44,6 +48,11 @@ class Job:
     @property
     def task(self) -> str:
         return f"{self.database}--{self.split_kind}"
+
+    @property
+    def stream_seed(self) -> int:
+        """The seed of weights, batches and directions: the same for every method."""
+        return derive_seed(self.seed, self.database, self.split_kind)
 
     @property
     def name(self) -> str:
@@ -72,6 +81,14 @@ class Job:
         n = config.train.batch_size
         return n_steps(self.method, config, n) * len(self.candidates(config))
 
+    def run(self, config: HTConfig, base: TwelveLeadBase, data: Cohort, *, report) -> "JobResult":
+        """Do the work; `report` is called with the number of steps since the last call."""
+        return run_job(self, config, base, data, report=report)
+
+    def histories(self, facts: dict) -> dict[str, list[float]]:
+        """Return name -> loss of each step, from the facts of its result."""
+        return {self.name: facts["losses"]}
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JobResult:
@@ -94,7 +111,7 @@ def job_stamp(job: Job, config: HTConfig, *, facts: dict) -> str:
     """
     without = {"seeds", "methods", "databases", "splits", "n_resamples", "base", "pretrain"}
     decisive = {
-        "config": config.decisive(without=without),
+        "config": config.decisive(without=without | job.unaffected_by),
         "device": config.device,
         "job": asdict(job),
         "facts": facts,
@@ -106,12 +123,32 @@ def run_job(
     job: Job, config: HTConfig, base: TwelveLeadBase, data: Cohort, *, report: Callable[[int], None]
 ) -> JobResult:
     """Fine-tune by `job`'s method, choose by the validation, look at the test once."""
+    rows, sides = sides_of(job, data)
+    trainer, facts = chosen(job, config, base, sides, report)
+    n_classes = len(data.records.class_names)
+    answers = {
+        "validation": probabilities(trainer.network, sides["validation"][0], n_classes),
+        "test": probabilities(trainer.network, data.records.signals[rows["test"]], n_classes),
+    }
+    facts["peak_bytes"] = _peak_bytes(trainer, sides["train"])
+    return JobResult(**answers, facts=facts)
+
+
+def sides_of(job: Job, data: Cohort) -> tuple[dict[str, np.ndarray], dict[str, tuple]]:
+    """Return side -> rows, and side -> signals and labels of all sides but the test."""
     rows = job.split.rows(data.records.subject_ids)
     sides = {
         side: (data.records.signals[found], data.records.labels[found])
         for side, found in rows.items()
         if side != "test"
     }
+    return rows, sides
+
+
+def chosen(
+    job: Job, config: HTConfig, base: TwelveLeadBase, sides: dict, report: Callable[[int], None]
+) -> tuple[Trainer, dict]:
+    """Fine-tune with every candidate; return the best by the validation, and the facts."""
     trials, best = [], None
     for settings in job.candidates(config):
         trainer, course = _trial(job, config, base, sides, settings, report)
@@ -119,20 +156,13 @@ def run_job(
         if best is None or course.best_score > best[1].best_score:
             best = trainer, course, settings
     trainer, course, settings = best
-    n_classes = len(data.records.class_names)
-    answers = {
-        "validation": probabilities(trainer.network, sides["validation"][0], n_classes),
-        "test": probabilities(trainer.network, data.records.signals[rows["test"]], n_classes),
-    }
-    facts = {**_facts(course), "settings": _settings(job, settings), "trials": trials}
-    facts["peak_bytes"] = _peak_bytes(trainer, sides["train"])
-    return JobResult(**answers, facts=facts)
+    return trainer, {**_facts(course), "settings": _settings(job, settings), "trials": trials}
 
 
 def run_in_worker(config: HTConfig, base_folder: Path, job: Job, report) -> JobResult:
     """Run a job with the base and the recordings that its process has open already."""
     base, data = _opened(config, base_folder, job.database)
-    return run_job(job, config, base, data, report=report)
+    return job.run(config, base, data, report=report)
 
 
 def save_result(folder: Path, result: JobResult, *, stamp: str) -> None:
@@ -157,7 +187,7 @@ def load_result(folder: Path, *, stamp: str) -> JobResult | None:
 
 def _trial(job: Job, config: HTConfig, base: TwelveLeadBase, sides: dict, settings, report):
     """Train once; return the trainer, whose network is at its best, and the course."""
-    seed = derive_seed(job.seed, job.database, job.split_kind)
+    seed = job.stream_seed
     n_classes = sides["train"][1].shape[1]
     trainer = Trainer(
         base.new_network(n_classes=n_classes, seed=derive_seed(seed, "head")),

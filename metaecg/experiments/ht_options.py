@@ -1,10 +1,11 @@
 """From the command line of `h_tuning` to its resolved configuration."""
 
+from metaecg.checks import did_you_mean
 from metaecg.errors import ConfigError
 from metaecg.experiments.cli import argument_parser
 from metaecg.experiments.config import build_config, load_yaml, merge, parse_override
 from metaecg.experiments.ht_config import LIST_FIELDS, QUICK, HTConfig
-from metaecg.experiments.ht_methods import choose_methods
+from metaecg.experiments.ht_methods import METHODS, choose_methods
 
 PROGRAM = "python -m metaecg.experiments.h_tuning"
 OPTIONS = ("data", "databases", "splits", "methods", "seeds", "out", "cache", "base", "workers")
@@ -18,6 +19,9 @@ def make_parser(description: str):
     for name in OPTIONS:
         text = " ".join((HTConfig.model_fields[name].description or "").split())
         parser.add_argument(f"--{name}", metavar=name.upper(), help=text.replace("%", "%%"))
+    parser.add_argument(
+        "--distill", action="store_true", help="train small students of a fine-tuned network too"
+    )
     parser.add_argument("--quick", action="store_true", help="one split, one seed, few steps")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and stop"
@@ -77,6 +81,8 @@ def _typed(arguments) -> tuple[dict, list[str]]:
     """Return what was typed, options and overrides, and the overrides that can't be read."""
     typed = {name: getattr(arguments, name) for name in OPTIONS}
     typed = {name: value for name, value in typed.items() if value is not None}
+    if arguments.distill:
+        typed["distill"] = {"enabled": True}
     problems = []
     for text in arguments.overrides:
         try:
@@ -121,6 +127,7 @@ def _semantic_problems(config: HTConfig) -> list[str]:
             problems.append(
                 f"{name}.shares is {shares}, which add up to {sum(shares):g}; expected 1."
             )
+    problems += _distill_problems(config)
     mix = config.h_tuning
     if mix.n_first_order > config.train.batch_size:
         problems.append(
@@ -132,6 +139,16 @@ def _semantic_problems(config: HTConfig) -> list[str]:
     if mix.grid and not (mix.scale_grid and all(value > 0 for value in mix.scale_grid)):
         problems.append(f"h_tuning.scale_grid is {mix.scale_grid}; numbers above 0 were expected.")
     return problems + _place_problems(config)
+
+
+def _distill_problems(config: HTConfig) -> list[str]:
+    problems, distill = [], config.distill
+    if distill.teacher not in METHODS:
+        expected = did_you_mean(distill.teacher, METHODS)
+        problems.append(f"distill.teacher is {distill.teacher!r}; expected {expected}")
+    if len(set(distill.leads)) < len(distill.leads):
+        problems.append(f"distill.leads is {distill.leads}; every value was expected once.")
+    return problems
 
 
 def _input_problems(config: HTConfig) -> list[str]:

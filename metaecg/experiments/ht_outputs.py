@@ -11,16 +11,20 @@ from metaecg.experiments.ht_base import TwelveLeadBase
 from metaecg.experiments.ht_bootstrap import Answers, draw, interval, paired_intervals, resampled
 from metaecg.experiments.ht_config import HTConfig
 from metaecg.experiments.ht_data import Cohort
+from metaecg.experiments.ht_distill import (
+    DISTILLATION,
+    LABELS_ONLY,
+    TEACHER,
+    describe,
+    networks_of,
+)
 from metaecg.experiments.ht_jobs import Job, JobResult
 from metaecg.experiments.ht_methods import METHODS, REFERENCE
+from metaecg.experiments.ht_tables import summary_table, verdicts
 from metaecg.experiments.provenance import versions, write_json, write_text
 from metaecg.seeding import numpy_generator
 
-YARDSTICK = "h-tuning"
-"""The method whose memory and time the others are held against."""
-
 RESULT_FILES = ("results.json", "results.md")
-SHOWN = {"macro_auc": "AUC", "mean_ap": "mAP", "macro_f2": "F2", "macro_g2": "G2"}
 
 Done = Mapping[str, tuple[Job, JobResult]]
 
@@ -80,17 +84,6 @@ def assemble(
     }
 
 
-def summary_table(results: dict) -> str:
-    """Return the tables as Markdown, one per task, with what has to be known to read them."""
-    blocks = [results["pretraining"]["statement"]]
-    for name, task in results["tasks"].items():
-        blocks.append(f"## {name}\n\n{_about(task)}")
-        blocks += [f"Note: {note}" for note in task["notes"]]
-        blocks.append(_table(task))
-        blocks += task["verdicts"]
-    return "\n\n".join(blocks) + "\n"
-
-
 def write_results(config: HTConfig, results: dict) -> None:
     """Write the table and, last, results.json; remove the kept jobs."""
     write_text(config.out / "results.md", "# H-Tuning\n\n" + summary_table(results))
@@ -124,6 +117,11 @@ def record_results(tracker, config: HTConfig, results: dict) -> None:
             for name in ("peak_bytes", "step_seconds", "trainable_parameters"):
                 values[name] = figures[name]
             tracker.metrics({f"{task}/{method}/{name}": v for name, v in values.items()})
+        for network, figures in found.get(DISTILLATION, {}).get("networks", {}).items():
+            values = {name: figures[name]["mean"] for name in FIGURES}
+            for name in ("answer_bytes", "answer_seconds", "parameters"):
+                values[name] = figures[name]
+            tracker.metrics({f"{task}/{network}/{name}": v for name, v in values.items()})
     tracker.artifacts([config.out / name for name in (*RESULT_FILES, "run.json", "config.yaml")])
 
 
@@ -133,21 +131,15 @@ def record_results(tracker, config: HTConfig, results: dict) -> None:
 def _task(config: HTConfig, cohort: Cohort, done: list[tuple[Job, JobResult]]) -> dict:
     """Return everything about one database and split."""
     records, job = cohort.records, done[0][0]
-    tested = {name: _tested(cohort, done, name) for name in METHODS if _of(done, name)}
-    people = {s for each in tested.values() for t in each for s in t.subject_ids.tolist()}
-    draws = draw(
-        sorted(people),
-        n_seeds=len(config.seeds),
-        n_resamples=config.n_resamples,
-        rng=numpy_generator(0, "bootstrap", job.task),
-    )
-    drawn = {name: resampled(each, draws) for name, each in tested.items()}
-    methods = {name: _method(records.class_names, _of(done, name), tested[name]) for name in tested}
+    of_methods = [found for found in done if found[0].name_of_method != DISTILLATION]
+    methods, drawn = _compared(config, cohort, of_methods)
     for name, figures in methods.items():
-        for figure in FIGURES:
-            figures[figure]["ci95"] = interval(drawn[name][figure])
+        facts = [result.facts for _, result in _of(done, name)]
+        figures.update(description=METHODS[name].description, **_costs_of_training(facts))
         if REFERENCE in methods:
-            figures["difference"] = _difference(figures, methods[REFERENCE], drawn, name)
+            figures["difference"] = _difference(methods, drawn, name, REFERENCE)
+    distilled = _of(done, DISTILLATION)
+    distillation = {DISTILLATION: _distillation(config, cohort, distilled)} if distilled else {}
     return {
         "database": cohort.database,
         "split": job.split_kind,
@@ -160,7 +152,45 @@ def _task(config: HTConfig, cohort: Cohort, done: list[tuple[Job, JobResult]]) -
         "sides": _sides(cohort, done),
         "methods": methods,
         "verdicts": verdicts(methods),
+        **distillation,
     }
+
+
+def _compared(config: HTConfig, cohort: Cohort, done: list[tuple[Job, JobResult]]):
+    """Return name -> figures, and name -> those of each resample: the same draws for every name."""
+    names = list(dict.fromkeys(job.name_of_method for job, _ in done))
+    tested = {name: _tested(cohort, done, name) for name in names}
+    people = {s for each in tested.values() for t in each for s in t.subject_ids.tolist()}
+    draws = draw(
+        sorted(people),
+        n_seeds=len(config.seeds),
+        n_resamples=config.n_resamples,
+        rng=numpy_generator(0, "bootstrap", done[0][0].task),
+    )
+    drawn = {name: resampled(each, draws) for name, each in tested.items()}
+    classes = cohort.records.class_names
+    found = {name: _figures(classes, _of(done, name), tested[name]) for name in names}
+    for name, figures in found.items():
+        for figure in FIGURES:
+            figures[figure]["ci95"] = interval(drawn[name][figure])
+    return found, drawn
+
+
+def _distillation(config: HTConfig, cohort: Cohort, done: list[tuple[Job, JobResult]]) -> dict:
+    """Return the figures of teacher and students, and what they lose and what teaching adds."""
+    apart = [found for job, result in done for found in networks_of(job, result)]
+    networks, drawn = _compared(config, cohort, apart)
+    for name, figures in networks.items():
+        facts = [result.facts for _, result in _of(apart, name)]
+        figures["description"] = describe(name, facts[0])
+        for key in ("size", "n_leads", "parameters", "answer_bytes"):
+            figures[key] = facts[0][key]
+        figures["answer_seconds"] = float(np.median([fact["answer_seconds"] for fact in facts]))
+        figures["difference"] = _difference(networks, drawn, name, TEACHER)
+        if name + LABELS_ONLY in networks:
+            control = _difference(networks, drawn, name, name + LABELS_ONLY)
+            figures["difference_to_labels_only"] = control
+    return {"teacher": config.distill.teacher, "difference_to": TEACHER, "networks": networks}
 
 
 def _of(done: list[tuple[Job, JobResult]], name: str) -> list[tuple[Job, JobResult]]:
@@ -186,8 +216,8 @@ def _tested(cohort: Cohort, done, name: str) -> list[Answers]:
     return found
 
 
-def _method(class_names, done: list[tuple[Job, JobResult]], tested: list[Answers]) -> dict:
-    """Return the figures of one method: means over seeds, and every seed's own."""
+def _figures(class_names, done: list[tuple[Job, JobResult]], tested: list[Answers]) -> dict:
+    """Return the figures of one network: means over seeds, and every seed's own."""
     of_seeds = [
         multilabel_metrics(
             each.labels, each.probabilities, thresholds=each.thresholds, class_names=class_names
@@ -212,25 +242,26 @@ def _method(class_names, done: list[tuple[Job, JobResult]], tested: list[Answers
         }
         for seed, fact, found, each in zip(seeds, facts, of_seeds, tested, strict=True)
     }
+    return {**figures, "runs": runs}
+
+
+def _costs_of_training(facts: list[dict]) -> dict:
     return {
-        "description": METHODS[done[0][0].name_of_method].description,
-        **figures,
         "peak_bytes": max(fact["peak_bytes"] for fact in facts),
         "step_seconds": float(np.median([fact["step_seconds"] for fact in facts])),
         "train_seconds": float(np.mean([f["step_seconds"] * f["n_steps"] for f in facts])),
         "seconds_to_best": float(np.mean([f["step_seconds"] * f["best_step"] for f in facts])),
         "trainable_parameters": facts[0]["n_trained"],
         "n_per_step": facts[0]["n_per_step"],
-        "runs": runs,
     }
 
 
-def _difference(figures: dict, reference: dict, drawn: dict, name: str) -> dict:
-    """Return figure -> mean difference to the reference, by seed, and its interval."""
-    intervals = paired_intervals(drawn[name], drawn[REFERENCE])
+def _difference(compared: dict, drawn: dict, name: str, reference: str) -> dict:
+    """Return figure -> mean difference to `reference`, by seed, and its interval."""
+    intervals = paired_intervals(drawn[name], drawn[reference])
     found = {}
     for figure in FIGURES:
-        mine, other = figures[figure]["seeds"], reference[figure]["seeds"]
+        mine, other = (compared[each][figure]["seeds"] for each in (name, reference))
         by_seed = {
             seed: None if None in (mine[seed], other[seed]) else mine[seed] - other[seed]
             for seed in mine
@@ -260,38 +291,6 @@ def _mean(values: list[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-# --- words -----------------------------------------------------------------------------------
-
-
-def verdicts(methods: dict) -> list[str]:
-    """Say which method is best within the memory, and within the time, of H-Tuning.
-
-    By mean macro AUC on the test: it describes, nothing is chosen by it.
-    """
-    if YARDSTICK not in methods:
-        return []
-    limits = {
-        "peak_bytes": ("memory of a step", lambda v: f"{v / 2**20:.1f} MiB"),
-        "step_seconds": ("time of a step", lambda v: f"{1000 * v:.1f} ms"),
-        "train_seconds": ("time of the training", lambda v: f"{v:.1f} s"),
-    }
-    found = []
-    for key, (what, shown) in limits.items():
-        limit = methods[YARDSTICK][key]
-        within = {
-            name: figures["macro_auc"]["mean"]
-            for name, figures in methods.items()
-            if figures[key] <= limit and figures["macro_auc"]["mean"] is not None
-        }
-        if within:
-            best = max(within, key=within.get)
-            found.append(
-                f"Best within the {what} of {YARDSTICK} ({shown(limit)}): {best}, macro AUC "
-                f"{within[best]:.3f}, out of {', '.join(within)}."
-            )
-    return found
-
-
 def _pretraining(base: TwelveLeadBase) -> dict:
     facts = base.training
     return {
@@ -304,35 +303,3 @@ def _pretraining(base: TwelveLeadBase) -> dict:
         "patients is in a split. The published work starts from a network pre-trained on CODE, "
         "which isn't open: its figures can't be compared with these.",
     }
-
-
-def _about(task: dict) -> str:
-    sides = list(task["sides"].values())
-    shown = "/".join(str(sides[0][side]) for side in ("train", "validation", "test"))
-    return (
-        f"{task['n_records']} records of {task['n_patients']} patients, {len(task['classes'])} "
-        f"classes; {shown} records train, validate and test; {len(sides)} seed(s)."
-    )
-
-
-def _table(task: dict) -> str:
-    names = [*SHOWN.values(), "AUC - full [95 %]", "MiB", "ms/step", "parameters"]
-    rows = [f"| method | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for name, figures in task["methods"].items():
-        cells = [_shown(figures[key]["mean"]) for key in SHOWN]
-        cells.append(_shown_difference(figures.get("difference", {}).get("macro_auc")))
-        cells += [f"{figures['peak_bytes'] / 2**20:.1f}", f"{1000 * figures['step_seconds']:.1f}"]
-        cells.append(f"{figures['trainable_parameters']:,}")
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _shown_difference(difference: dict | None) -> str:
-    if difference is None or difference["mean"] is None or difference["ci95"] is None:
-        return "-"
-    low, high = difference["ci95"]
-    return f"{difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"

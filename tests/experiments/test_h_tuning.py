@@ -127,6 +127,20 @@ def test_a_step_smaller_than_its_first_order_part_is_refused(data):
         config_of(data, "h_tuning.n_first_order=9", "train.batch_size=8")
 
 
+def test_a_teacher_that_is_no_method_and_leads_given_twice_are_refused(data):
+    with pytest.raises(ConfigError) as caught:
+        config_of(data, "--distill", "distill.teacher=ful", "distill.leads=[3,3]")
+    expected = ("distill.teacher is 'ful'", "Did you mean 'full'", "distill.leads is [3, 3]")
+    assert all(text in str(caught.value) for text in expected)
+
+
+def test_distill_is_an_option_and_a_field(data):
+    assert not config_of(data).distill.enabled
+    assert config_of(data, "--distill", "distill.n_steps=5").distill.n_steps == 5
+    for arguments in (["--distill"], ["distill.enabled=true"], ["--distill", "distill.n_steps=5"]):
+        assert config_of(data, *arguments).distill.enabled
+
+
 def test_a_dry_run_prints_what_config_takes_back(data, tmp_path, capsys):
     assert run(data, tmp_path / "out", "--dry-run", "h_tuning.mixing=0.9") == 0
     (tmp_path / "again.yaml").write_text(capsys.readouterr().out)
@@ -191,6 +205,21 @@ def test_jobs_of_other_settings_are_done_again_and_counted(data, tmp_path, capsy
     assert run(data, tmp_path, "--methods", "head") == 0
     assert run(data, tmp_path, "--methods", "head", "train.lr_head=0.5") == 0
     assert "of other settings, data or code, done again: 1 of 1" in capsys.readouterr().err
+
+
+def test_a_run_with_students_takes_up_the_methods_of_one_without(data, tmp_path, capsys):
+    one_lead = ["--distill", "distill.leads=[1]", "distill.n_steps=2"]
+    assert run(data, tmp_path, "--methods", "head") == 0
+    before = json.loads((tmp_path / "results.json").read_text())["tasks"]["ptbxl_subset--patients"]
+    assert run(data, tmp_path, "--methods", "head", *one_lead) == 0
+    assert "finished jobs taken up: 1 of 2" in capsys.readouterr().err
+    found = json.loads((tmp_path / "results.json").read_text())["tasks"]["ptbxl_subset--patients"]
+    students = list(found["distillation"]["networks"])
+    assert students == ["teacher", "student-1", "student-1-labels-only"]
+    assert found["methods"] == before["methods"]
+    assert "distillation" not in before
+    assert run(data, tmp_path, "--methods", "head", *one_lead) == 0
+    assert "finished jobs taken up: 2 of 2" in capsys.readouterr().err
 
 
 def test_a_gpu_that_is_not_there_is_a_mistake_of_the_configuration(
