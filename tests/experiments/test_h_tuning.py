@@ -208,7 +208,7 @@ def test_jobs_of_other_settings_are_done_again_and_counted(data, tmp_path, capsy
 
 
 def test_a_run_with_students_takes_up_the_methods_of_one_without(data, tmp_path, capsys):
-    one_lead = ["--distill", "distill.leads=[1]", "distill.n_steps=2"]
+    one_lead = ["--distill", "distill.leads=[1]", "distill.n_steps=2", "distill.teacher=head"]
     assert run(data, tmp_path, "--methods", "head") == 0
     before = json.loads((tmp_path / "results.json").read_text())["tasks"]["ptbxl_subset--patients"]
     assert run(data, tmp_path, "--methods", "head", *one_lead) == 0
@@ -217,6 +217,9 @@ def test_a_run_with_students_takes_up_the_methods_of_one_without(data, tmp_path,
     students = list(found["distillation"]["networks"])
     assert students == ["teacher", "student-1", "student-1-labels-only"]
     assert found["methods"] == before["methods"]
+    for figure in ("macro_auc", "macro_f2"):  # the teacher is the network of its method
+        teacher = found["distillation"]["networks"]["teacher"]
+        assert teacher[figure] == found["methods"]["head"][figure]
     assert "distillation" not in before
     assert run(data, tmp_path, "--methods", "head", *one_lead) == 0
     assert "finished jobs taken up: 2 of 2" in capsys.readouterr().err

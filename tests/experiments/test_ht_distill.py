@@ -1,6 +1,7 @@
 """Teacher and students of `h_tuning`: what they start from, what they see, what is reported."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,18 @@ def test_a_student_for_one_lead_answers_by_that_lead_alone(monkeypatch):
     assert np.array_equal(seen[-1], lead_i)
 
 
+def test_a_student_for_one_lead_does_not_learn_from_the_others():
+    config, answers = HTConfig(**{**SMALL, "distill": {**SMALL["distill"], "leads": [1]}}), []
+    for noise in (0.0, 5.0):
+        data = make_cohort()
+        data.records.signals[:, 1:] += noise
+        found = make_job(config).run(config, make_base(), data, report=lambda n: None)
+        answers.append(found.test)
+    teacher, _, alone = range(3)
+    assert not np.array_equal(answers[0][teacher], answers[1][teacher])
+    assert np.array_equal(answers[0][alone], answers[1][alone])
+
+
 def test_the_test_is_looked_at_once_per_network_after_all_training(monkeypatch):
     events = []
     real_distill, real_answers = ht_distill.distill, ht_distill.probabilities
@@ -204,6 +217,10 @@ def assembled(result) -> dict:
         name_of_method="head", method=METHODS["head"],
     )  # fmt: skip
     base, data = make_base(), make_cohort()
+    truth = data.records.labels[18:].astype(float)
+    said = result.test.copy()
+    said[0], said[1], said[2] = truth, 1 - truth, 0.5  # the teacher is right, its student never
+    result = replace(result, test=said)
     done = {
         head.name: (head, head.run(config, base, data, report=lambda n: None)),
         job.name: (job, result),
@@ -227,14 +244,15 @@ def test_the_figures_of_teacher_and_students_lie_beside_the_methods(assembled):
 
 def test_differences_are_to_the_teacher_and_to_the_twin(assembled):
     found = assembled["tasks"]["ptbxl_subset--patients"]["distillation"]["networks"]
-    values = {name: figures["macro_auc"]["mean"] for name, figures in found.items()}
+    aucs = [found[name]["macro_auc"]["mean"] for name in NAMES[:3]]
+    assert aucs == [1.0, 0.0, 0.5]
     student = found["student-12"]
-    loss = values["student-12"] - values["teacher"]
-    gain = values["student-12"] - values["student-12-labels-only"]
-    assert student["difference"]["macro_auc"]["mean"] == pytest.approx(loss)
-    assert student["difference_to_labels_only"]["macro_auc"]["mean"] == pytest.approx(gain)
-    assert "difference_to_labels_only" not in found["teacher"]
-    assert found["teacher"]["difference"]["macro_auc"]["ci95"] == [0.0, 0.0]
+    assert student["difference"]["macro_auc"]["mean"] == -1.0
+    assert student["difference"]["macro_auc"]["ci95"] == [-1.0, -1.0]
+    assert student["difference_to_labels_only"]["macro_auc"]["mean"] == -0.5
+    assert not {"teacher", "student-12-labels-only"} & {
+        name for name, figures in found.items() if "difference_to_labels_only" in figures
+    }
 
 
 def test_the_table_names_every_network(assembled):
