@@ -127,7 +127,8 @@ class DistillConfig(Section):
     """Size of the students. One as large as the base starts from it, any other from random
     weights."""
     leads: Annotated[list[Literal[1, 3, 12]], Field(min_length=1)] = [12, 3, 1]
-    """How many leads: all, II with V1 and V5, or I. Each with the teacher and without."""
+    """How many leads: all, II with V1 and V5, or I; each with the teacher and without. To choose:
+    distill.leads=[3,1]."""
     n_steps: Positive = 400
     """Most steps of a student, of train.batch_size recordings."""
     lr: PositiveFloat = 1e-3
