@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -108,7 +107,6 @@ def _start_worker(queue, stop) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     queue.cancel_join_thread()  # progress that nobody reads any more must not hold up the end
     _channel = (queue, stop)
-    threading.Thread(target=_warm_up, daemon=True).start()
     limit_threads()
 
 
@@ -118,13 +116,6 @@ def _terminate(number, frame) -> None:
     _is_terminated = True
     if not _is_working:
         os._exit(128 + number)
-
-
-def _warm_up() -> None:
-    """Import PEFT while the first base trains: it takes seconds and is needed right after."""
-    from metaecg.adapt.methods import import_peft
-
-    import_peft()
 
 
 def _in_worker(work: Callable, job):
