@@ -3,8 +3,7 @@
 `torch.func.vmap` turns the convolutions of tasks with weights of their own into grouped ones, which
 are slow on a CPU, and every elementwise step into a pass through memory. Here the channels of a moment
 lie side by side and the windows of a task one behind the other, so that a convolution of all of them
-is one over a long picture, which oneDNN does at the processor's full rate. Normalisation and ReLU are
-one kernel. The meta-gradient needs products with the Hessian, which are the derivative of the gradient
+is one over a long picture. Normalisation and ReLU are one kernel. The meta-gradient needs products with the Hessian, which are the derivative of the gradient
 along a direction: a pass of tangents forward and one back, on what the gradient left behind.
 """
 

@@ -143,10 +143,7 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _forward_picture(shape: ConvShape, x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve all windows of one task as one long picture.
-
-    oneDNN convolves a picture faster than many short signals, and faster than a matrix product runs.
-    """
+    """Convolve all windows of one task as one long picture."""
     y = torch.conv2d(_picture(x), _kernel(weight), stride=(1, shape.stride))
     return y[0, :, 0].T
 
