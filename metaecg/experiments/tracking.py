@@ -14,7 +14,16 @@ METRICS_PER_BATCH = 900  # MLflow takes at most 1000 in one call
 PARAMS_PER_BATCH = 100
 
 
-def make_tracker(*, enabled: bool, uri: str | None, experiment: str, out: Path, name: str):
+def make_tracker(
+    *,
+    enabled: bool,
+    uri: str | None,
+    experiment: str,
+    out: Path,
+    name: str,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, object] | None = None,
+):
     """Return a tracker: MLflow's, or one that does nothing.
 
     Parameters
@@ -27,15 +36,23 @@ def make_tracker(*, enabled: bool, uri: str | None, experiment: str, out: Path, 
         Names of the experiment and of the run.
     out
         The run's output folder.
+    parent_run_id
+        The run that this one is a part of (``run_id`` of its tracker), if any.
+    tags
+        Tags to record at once.
     """
     if not enabled:
         return NoTracker()
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(out)
     try:
-        return MLflowTracker(uri, experiment=experiment, out=out, name=name)
+        tracker = MLflowTracker(
+            uri, experiment=experiment, out=out, name=name, parent_run_id=parent_run_id
+        )
     except Exception as error:  # whatever a store, a network or a database raises
         _warn_once(f"the MLflow store {uri} can't be used ({_first_line(error)})")
         return NoTracker()
+    tracker.tags(tags or {})
+    return tracker
 
 
 def default_uri(out: Path) -> str:
@@ -65,7 +82,15 @@ class NoTracker:
 class MLflowTracker:
     """One MLflow run, written through the client in batches."""
 
-    def __init__(self, uri: str, *, experiment: str, out: Path, name: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        experiment: str,
+        out: Path,
+        name: str,
+        parent_run_id: str | None = None,
+    ) -> None:
         from mlflow.tracking import MlflowClient
 
         _quiet()
@@ -75,7 +100,9 @@ class MLflowTracker:
         self.uri = uri
         self._client = MlflowClient(tracking_uri=uri)
         self.run_id = self._client.create_run(
-            self._experiment(experiment, uri, out), run_name=name
+            self._experiment(experiment, uri, out),
+            run_name=name,
+            tags={"mlflow.parentRunId": parent_run_id} if parent_run_id else None,
         ).info.run_id
         self._failed = False
 
