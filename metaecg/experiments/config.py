@@ -95,6 +95,33 @@ class MetaConfig(Section):
     """Adapt at most so many tasks at once: same gradients, less memory."""
 
 
+class AugmentConfig(Section):
+    """Random changes to the windows that a base is trained on, by supervised and by meta-learning;
+    all zero: none. What is tested and what a patient's detector is fitted to stays as it was measured
+    (docs/methods.md)."""
+
+    gain: Annotated[float, Field(ge=0, le=4)] = 0.0
+    """Amplitude times a factor between 1 / (1 + gain) and 1 + gain."""
+    polarity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Part of the training tasks turned upside down; supervised training turns half of its windows
+    in any case."""
+    baseline: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Largest baseline wander, as a part of the window's spread."""
+    noise: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Largest noise of electrodes and muscles, as a part of the window's spread."""
+    time_warp: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Rate times a factor between 1 / (1 + time_warp) and 1 + time_warp."""
+    probability: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Part of the windows (in meta-learning: of the tasks) that is changed at all."""
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is ever changed, whatever the fields say."""
+        return not self.probability or not any(
+            (self.gain, self.polarity, self.baseline, self.noise, self.time_warp)
+        )
+
+
 class CurriculumConfig(Section):
     """Which subjects are trained on when (methods with +curriculum)."""
 
@@ -203,16 +230,23 @@ class VAConfig(Section):
     network: NetworkConfig = NetworkConfig()
     pretrain: PretrainConfig = PretrainConfig()
     meta: MetaConfig = MetaConfig()
+    augment: AugmentConfig = AugmentConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
     personalize: PersonalizeConfig = PersonalizeConfig()
     demo: DemoConfig = DemoConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    def values(self, *, without: set[str]) -> dict:
+        """Return plain JSON values but for the fields `without`, and for an augmentation that is off.
+
+        Runs from before there was one stay comparable in this way: they hold the same values.
+        """
+        off = {"augment"} if self.augment.is_off else set()
+        return self.model_dump(mode="json", exclude=without | off)
+
     def hash(self) -> str:
         """Return a short checksum over everything that can change a figure."""
-        values = self.model_dump(
-            mode="json", exclude={"out", "cache", "workers", "tracking", "data"}
-        )
+        values = self.values(without={"out", "cache", "workers", "tracking", "data"})
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -101,7 +101,7 @@ def job_checkpoint(job: Job, config: VAConfig, *, facts: dict) -> Checkpoint | N
 
 
 def _decisive(job: Job, config: VAConfig, facts: dict) -> dict:
-    values = config.model_dump(mode="json", exclude=NO_FIGURE | {"seeds", "methods", "max_folds"})
+    values = config.values(without=NO_FIGURE | {"seeds", "methods", "max_folds"})
     return {"config": values, "job": asdict(job), "facts": facts}
 
 
