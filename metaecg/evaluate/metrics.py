@@ -202,7 +202,12 @@ def episode_metrics(
     return {"n_episodes": n_episodes, "n_found": n_found, "delays_s": delays_s}
 
 
-def summary(values: Mapping[str, float | None], *, rng: np.random.Generator) -> dict[str, Any]:
+def summary(
+    values: Mapping[str, float | None],
+    *,
+    rng: np.random.Generator,
+    n_resamples: int = N_RESAMPLES,
+) -> dict[str, Any]:
     """Summarise one figure over subjects, every subject with the same weight.
 
     Subjects whose value is None (undefined for them) are left out and not counted in ``n``.
@@ -227,30 +232,23 @@ def summary(values: Mapping[str, float | None], *, rng: np.random.Generator) -> 
         "mean": float(found.mean()) if n else None,
         "std": float(found.std(ddof=1)) if n > 1 else None,
         "worst": float(found.min()) if n else None,
-        "ci95": _bootstrap_ci95(found, rng),
+        "ci95": interval(bootstrap_mean(found, rng=rng, n_resamples=n_resamples)),
         "n": n,
     }
 
 
-def paired_difference(
-    a: Mapping[str, float | None], b: Mapping[str, float | None], *, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Return the mean of ``a - b`` over the subjects that both have, with its 95 % interval.
+def bootstrap_mean(values: np.ndarray, *, rng: np.random.Generator, n_resamples: int):
+    """Resample `values`, shape (n_subjects,), and return scipy's result; None below two subjects."""
+    from scipy.stats import bootstrap
 
-    The difference is taken subject by subject, so the spread between patients cancels.
+    if len(values) < 2:
+        return None
+    return bootstrap((values,), np.mean, n_resamples=n_resamples, method="percentile", rng=rng)
 
-    Returns
-    -------
-    dict
-        ``mean``, ``ci95`` = [lo, hi] (None below two subjects) and ``n``, the shared subjects.
-    """
-    shared = {
-        key: a[key] - b[key]
-        for key in a.keys() & b.keys()
-        if a[key] is not None and b[key] is not None
-    }
-    figures = summary(shared, rng=rng)
-    return {name: figures[name] for name in ("mean", "ci95", "n")}
+
+def interval(found) -> list[float] | None:
+    """Return [lo, hi] of what `bootstrap_mean` found, if anything."""
+    return [float(side) for side in found.confidence_interval] if found else None
 
 
 def aami_counts(true: Sequence[str], predicted: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -356,15 +354,6 @@ def _touch(
 ) -> bool:
     gap_s = start_s[second] - (start_s[first] + window_s)
     return record_ids[first] == record_ids[second] and gap_s < ADJACENT_S
-
-
-def _bootstrap_ci95(values: np.ndarray, rng: np.random.Generator) -> list[float] | None:
-    from scipy.stats import bootstrap
-
-    if len(values) < 2:
-        return None
-    found = bootstrap((values,), np.mean, n_resamples=N_RESAMPLES, method="percentile", rng=rng)
-    return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
 
 
 def _checked_beats(name: str, beats: Sequence[str]) -> np.ndarray:

@@ -10,7 +10,6 @@ from metaecg.evaluate.metrics import (
     episode_metrics,
     f1,
     false_alarm_episodes,
-    paired_difference,
     ppv,
     roc_auc,
     sensitivity,
@@ -224,14 +223,6 @@ def test_the_same_generator_gives_the_same_interval_in_any_order_of_subjects():
     backwards = dict(reversed(values.items()))
     assert summary(values, rng=rng(3)) == summary(backwards, rng=rng(3))
     assert summary(values, rng=rng(3))["ci95"] != summary({**values, "c": 0.9}, rng=rng(3))["ci95"]
-
-
-def test_the_paired_difference_uses_shared_subjects_and_their_pairs():
-    a = {"x": 0.9, "y": 0.6, "z": 0.3, "only-a": 1.0, "undefined": None}
-    b = {"x": 0.8, "y": 0.5, "z": 0.2, "only-b": 0.0, "undefined": 0.5}
-    found = paired_difference(a, b, rng=rng())
-    assert (found["n"], found["mean"]) == (3, pytest.approx(0.1))
-    assert found["ci95"] == pytest.approx([0.1, 0.1])  # far narrower than the spread of subjects
 
 
 def test_aami_counting_leaves_fusion_and_unknown_beats_out_of_ventricular_false_positives():
