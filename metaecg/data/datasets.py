@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from metaecg.checks import did_you_mean
 from metaecg.data import cache
 from metaecg.data.databases import DATABASES, get_database
 from metaecg.data.preprocessing import MARGIN_S, Preprocessing
-from metaecg.data.records import read_record, record_files
+from metaecg.data.records import read_record, record_files, subject_of
 from metaecg.data.windows import RecordInfo, WindowSet, cut_windows, join
 from metaecg.errors import CacheError, DataError
 
@@ -80,6 +81,7 @@ def prepare(
     *,
     cache_root: str | Path | None = None,
     dense_va: bool = False,
+    leave_out: Collection[str] = (),
     n_workers: int = 2,
     on_record: Callable[[int, int], None] | None = None,
 ) -> Dataset:
@@ -97,6 +99,9 @@ def prepare(
         Where prepared windows are kept; ``None`` prepares without a cache.
     dense_va
         See `cut_windows`.
+    leave_out
+        Subjects whose recordings are left alone: neither signal nor marks are opened, and nothing
+        of them is in what comes back.
     n_workers
         Threads; nearly all of the work runs outside Python's lock.
     on_record
@@ -106,7 +111,8 @@ def prepare(
     Raises
     ------
     DataError
-        A database is unknown or not there, or a recording is unusable; see `read_record`.
+        A database is unknown or not there, a recording is unusable (see `read_record`), or
+        `leave_out` names everybody or somebody who has no recording.
     CacheError
         The cache can't be written, for example because the disk is full.
 
@@ -116,7 +122,7 @@ def prepare(
     prepare the same windows at once; what they publish is the same and appears whole or not at all.
     """
     preprocessing = preprocessing or Preprocessing()
-    paths = find_records(root, databases)
+    paths = _without(find_records(root, databases), leave_out)
     checksums = cache.checksums(
         [f for p in paths for f in _files(p)], cache_root, n_workers=n_workers
     )
@@ -158,6 +164,25 @@ def find_records(root: str | Path, databases: Sequence[str]) -> list[Path]:
             raise DataError(f"{root / slug} holds no WFDB header (*.hea); expected recordings.")
         found += [header.with_suffix("") for header in headers]
     return found
+
+
+def _without(paths: list[Path], leave_out: Collection[str]) -> list[Path]:
+    """Return the records of the others."""
+    if not leave_out:
+        return paths
+    subjects = [subject_of(path) for path in paths]
+    unknown = sorted(set(leave_out) - set(subjects))
+    if unknown:
+        raise DataError(
+            f"leave_out names {unknown[0]!r}, who has no recording; expected "
+            f"{did_you_mean(unknown[0], subjects)}"
+        )
+    kept = [path for path, its in zip(paths, subjects, strict=True) if its not in leave_out]
+    if not kept:
+        raise DataError(
+            f"leave_out names all {len(set(subjects))} subjects; expected at least one to be left."
+        )
+    return kept
 
 
 def _files(path: Path) -> list[Path]:

@@ -114,6 +114,28 @@ def read_record(
     )
 
 
+def subject_of(path: str | Path, *, database: str | None = None) -> str:
+    """Return whose recording `path` is, as `read_record` would; the signal is not opened.
+
+    `path` and `database` as for `read_record`. The header is read only where it alone names the
+    person (incartdb).
+
+    Raises
+    ------
+    DataError
+        The header that has to name the person can't be read or doesn't.
+
+    Examples
+    --------
+    >>> subject_of("data/mitdb/202"), subject_of("data/mine/p7")
+    ('mitdb/201', 'mine/p7')
+    """
+    path = Path(path).with_suffix("") if str(path).endswith(".hea") else Path(path)
+    known = _known_database(path, database)
+    header = read_header(path, known) if known and known.patient_comment else None
+    return _subject(path, header, known)
+
+
 def read_signal(
     path: Path, header, channels: list[int], *, scale: Callable = millivolts_per_step
 ) -> np.ndarray:
@@ -344,4 +366,4 @@ def _subject(path: Path, header, known) -> str:
         return f"{path.parent.name}/{path.name}"
     from metaecg.data.databases import subject_id
 
-    return subject_id(known.slug, path.name, tuple(header.comments or ()))
+    return subject_id(known.slug, path.name, tuple((header and header.comments) or ()))
