@@ -33,6 +33,16 @@ class TrainedBase:
     curriculum: dict | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """Looks at a base while it is being trained; they change nothing in the training."""
+
+    shares: tuple[float, ...]
+    """When: shares of the budget of windows, above 0 and below 1, increasing."""
+    show: Callable[[float, BaseModel], None]
+    """Called with the share and the base as it is then; what it raises ends the training."""
+
+
 def train_base(
     kind: str,
     config: VAConfig,
@@ -43,12 +53,14 @@ def train_base(
     on_cost: Callable[[int], None],
     checkpoint=None,
     resume: bool = False,
+    looks: Looks | None = None,
 ) -> TrainedBase:
     """Train the base `kind` (a key of `BASES`) on the training side of `split`.
 
     Randomness depends on `seed`, the split's name and the part at hand alone, so that a method's
     figures don't change with what else is run. A meta-training writes its state to `checkpoint` (a
     `metaecg.meta.training_state.Checkpoint`), and with `resume` goes on from there.
+    `looks` are for the bases that pre-training or meta-learning makes.
     """
     check_disjoint(split.train, split.test, what=f"split {split.name!r}")
     windows = training_windows(config, dataset, split)
@@ -58,10 +70,24 @@ def train_base(
         history.append(values)
         on_cost(cost)
 
-    meta_learned = partial(_meta_learned, checkpoint=checkpoint, resume=resume)
+    architecture, arguments = _architecture(kind, config)
+
+    def as_model(network) -> BaseModel:
+        return BaseModel(
+            network=network,
+            architecture=architecture,
+            architecture_kwargs=arguments,
+            n_leads=windows.windows.shape[1],
+            classes=windows.classes,
+            preprocessing=model_preprocessing(config),
+            training=_facts(kind, config, dataset, split, seed),
+        )
+
+    watch = _watch(looks, as_model) if looks else None
+    meta_learned = partial(_meta_learned, checkpoint=checkpoint, resume=resume, watch=watch)
     trainers = {
         "random": _random,
-        "pretrain": _pretrained,
+        "pretrain": partial(_pretrained, watch=watch),
         "maml": meta_learned,
         "maml+curriculum": meta_learned,
         "metava-released": _metava_released,
@@ -69,17 +95,18 @@ def train_base(
         "shuffled": _shuffled,
     }
     network, curriculum = trainers[kind](kind, config, windows, split.name, seed, record)
-    architecture, arguments = _architecture(kind, config)
-    model = BaseModel(
-        network=network,
-        architecture=architecture,
-        architecture_kwargs=arguments,
-        n_leads=windows.windows.shape[1],
-        classes=windows.classes,
-        preprocessing=model_preprocessing(config),
-        training=_facts(kind, config, dataset, split, seed),
-    )
-    return TrainedBase(model=model, history=history, curriculum=curriculum)
+    return TrainedBase(model=as_model(network), history=history, curriculum=curriculum)
+
+
+def _watch(looks: Looks, as_model: Callable) -> Callable:
+    """Return a function that trainings tell the share of the budget that is spent."""
+    left = list(looks.shares)
+
+    def watch(done: float, network) -> None:
+        while left and done >= left[0] - 1e-9:
+            looks.show(left.pop(0), as_model(network))
+
+    return watch
 
 
 def model_preprocessing(config: VAConfig) -> Preprocessing:
@@ -160,21 +187,28 @@ def _random(kind, config, windows, fold, seed, on_step):
     return network.eval(), None
 
 
-def _pretrained(kind, config, windows, fold, seed, on_step, share: float = 1.0):
+def _pretrained(kind, config, windows, fold, seed, on_step, share: float = 1.0, watch=None):
     from metaecg.meta.supervised import pretrain
+
+    n_steps = _n_pretrain(config, share)
+
+    def told(step, values):
+        on_step(step, values)
+        if watch:
+            watch(share * (step + 1) / n_steps, network)
 
     network = _new_network(kind, config, windows, fold, seed)
     if share:
         pretrain(
             network,
             windows,
-            n_steps=_n_pretrain(config, share),
+            n_steps=n_steps,
             batch_size=config.pretrain.batch_size,
             lr=config.pretrain.lr,
             weight_decay=config.pretrain.weight_decay,
             rng=numpy_generator(seed, fold, "pretrain", "batches"),
             generator=torch_generator(seed, fold, "pretrain", "polarity"),
-            on_step=on_step,
+            on_step=told,
         )
     return network, None
 
@@ -193,9 +227,11 @@ def shuffle_labels(windows: WindowSet, seed: int, name: str) -> WindowSet:
     return replace(windows, labels=rng.permutation(windows.labels))
 
 
-def _meta_learned(kind, config, windows, fold, seed, on_step, checkpoint=None, resume=False):
+def _meta_learned(
+    kind, config, windows, fold, seed, on_step, checkpoint=None, resume=False, watch=None
+):
     def warm_start(share: float, record):
-        return _pretrained(kind, config, windows, fold, seed, record, share)[0]
+        return _pretrained(kind, config, windows, fold, seed, record, share, watch)[0]
 
     return meta_learn(
         kind,
@@ -207,6 +243,7 @@ def _meta_learned(kind, config, windows, fold, seed, on_step, checkpoint=None, r
         warm_start=warm_start,
         checkpoint=checkpoint,
         resume=resume,
+        watch=watch,
     )
 
 

@@ -25,6 +25,7 @@ from metaecg.evaluate.protocol import held_out_task
 from metaecg.experiments.config import NO_FIGURE, VAConfig
 from metaecg.experiments.va_bases import (
     ADAPT_COST,
+    Looks,
     TrainedBase,
     shuffle_labels,
     train_base,
@@ -113,32 +114,44 @@ def run_job(
     on_progress: Callable[[int], None],
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
+    looks: Looks | None = None,
 ) -> JobResult:
     """Train (or load) the base of `job` and evaluate every method on every held-out subject.
 
     The state of a meta-training is kept in `checkpoint`; with `resume` it goes on from there.
+    `looks` see the base while it is being trained.
     """
     begin = time.perf_counter()
-    trained = _base(job, config, dataset, on_progress, checkpoint, resume)
-    predictions = []
-    for name, method in job.methods.items():
-        for subject_id in job.eligible:
-            predictions.append(
-                _predict(name, method, job, trained.model, subject_id, config, dataset)
-            )
-            on_progress(ADAPT_COST)
-        if method.adapt is None:
-            predictions += [
-                _false_alarms_alone(name, job, trained.model, subject_id, dataset)
-                for subject_id in job.one_class
-            ]
+    trained = _base(job, config, dataset, on_progress, checkpoint, resume, looks)
     return JobResult(
-        predictions=predictions,
+        predictions=predict_held_out(job, trained.model, config, dataset, on_progress=on_progress),
         model=trained.model,
         history=trained.history,
         curriculum=trained.curriculum,
         seconds=time.perf_counter() - begin,
     )
+
+
+def predict_held_out(
+    job: Job,
+    base: BaseModel,
+    config: VAConfig,
+    dataset: Dataset,
+    *,
+    on_progress: Callable[[int], None] = lambda n_units: None,
+) -> list[Prediction]:
+    """Evaluate every method of `job` on every held-out subject, starting from `base`."""
+    predictions = []
+    for name, method in job.methods.items():
+        for subject_id in job.eligible:
+            predictions.append(_predict(name, method, job, base, subject_id, config, dataset))
+            on_progress(ADAPT_COST)
+        if method.adapt is None:
+            predictions += [
+                _false_alarms_alone(name, job, base, subject_id, dataset)
+                for subject_id in job.one_class
+            ]
+    return predictions
 
 
 def save_result(folder: Path, result: JobResult, *, stamp: str) -> None:
@@ -184,7 +197,7 @@ def load_result(folder: Path, *, stamp: str) -> JobResult | None:
 
 
 def _base(
-    job: Job, config: VAConfig, dataset: Dataset, on_progress, checkpoint, resume: bool
+    job: Job, config: VAConfig, dataset: Dataset, on_progress, checkpoint, resume: bool, looks
 ) -> TrainedBase:
     if job.base is not None:
         return TrainedBase(model=load_base(job.base))
@@ -197,6 +210,7 @@ def _base(
         on_cost=on_progress,
         checkpoint=checkpoint,
         resume=resume,
+        looks=looks,
     )
 
 

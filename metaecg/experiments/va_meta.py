@@ -36,7 +36,17 @@ def _windows_per_task(meta: MetaConfig, *, n_support: int, n_query: int) -> floa
 
 
 def meta_learn(
-    kind, config, windows, fold, seed, on_step, *, warm_start, checkpoint=None, resume=False
+    kind,
+    config,
+    windows,
+    fold,
+    seed,
+    on_step,
+    *,
+    warm_start,
+    checkpoint=None,
+    resume=False,
+    watch=None,
 ):
     """Return a meta-learned network and the curriculum that it saw, None for a plain one.
 
@@ -51,6 +61,9 @@ def meta_learn(
     resume
         Go on from the checkpoint, if there is one: the warm start is not repeated, and `on_step` is
         told at once what has been before.
+    watch
+        None, or called after every iteration with the share of the budget that is spent and the
+        network as it is.
     """
     from metaecg.meta.algorithms import Algorithm
     from metaecg.meta.engine import build_engine
@@ -79,6 +92,12 @@ def meta_learn(
         kind, config, network, sampler, fold, seed, is_restored=bool(start)
     )
     notes = start.notes if start else {"warm_start": course}
+
+    def told(step, values):
+        on_step(step, values, META_COST)
+        if watch:
+            watch(meta.warm_start + (1 - meta.warm_start) * (step + 1) / n_meta(config), network)
+
     meta_train(
         network,
         engine=build_engine(meta.engine, network, algorithm, task_chunk=meta.task_chunk),
@@ -90,7 +109,7 @@ def meta_learn(
         generator=torch_generator(seed, fold, "meta", "dropout"),
         checkpoint=replace(checkpoint, notes=notes) if checkpoint else None,
         start=start,
-        on_step=lambda step, values: on_step(step, values, META_COST),
+        on_step=told,
     )
     _refresh_batch_norm(network, sampler, fold, seed)
     return network, curriculum.to_dict() if kind == "maml+curriculum" else None
