@@ -11,6 +11,7 @@ written to --out, and the run is recorded with MLflow.
 import functools
 import shutil
 import sys
+from collections.abc import Collection
 from contextlib import contextmanager
 
 from metaecg.errors import ConfigError, DataError
@@ -70,7 +71,7 @@ def run(config: VAConfig, *, resume: bool = False) -> dict:
     with progress("starting"):
         _check_network(config)
     methods = choose_methods(config.methods, table=BASE_ONLY_METHODS if config.base else METHODS)
-    dataset = _prepare(config)
+    dataset = prepare_windows(config)
     who = eligibility(dataset, protocol=config.protocol, n_shots=config.n_shots)
     splits = splits_of(config, dataset, who)
     jobs = _jobs(config, methods, splits, who)
@@ -142,7 +143,11 @@ def _fingerprint(config: VAConfig) -> str | None:
     return load_base(config.base).fingerprint if config.base else None
 
 
-def _prepare(config: VAConfig):
+def prepare_windows(config: VAConfig, *, leave_out: Collection[str] = ()):
+    """Return the windows of the configured databases, generating patients if they are asked for.
+
+    The recordings of the subjects in `leave_out` stay closed, see `metaecg.data.datasets.prepare`.
+    """
     from metaecg.data.datasets import prepare
     from metaecg.data.demo import write_demo_database
     from metaecg.experiments.va_bases import model_preprocessing
@@ -162,6 +167,7 @@ def _prepare(config: VAConfig):
             preprocessing,
             cache_root=config.cache,
             dense_va=config.protocol == "as_published",
+            leave_out=leave_out,
             on_record=bar.set,
         )
 
@@ -170,7 +176,7 @@ def _load(config: VAConfig):
     """Open the prepared windows in a worker process: a memory map, shared by all."""
     from metaecg.evaluate.protocol import prepare_for_protocol
 
-    return prepare_for_protocol(_prepare(config), config.protocol)
+    return prepare_for_protocol(prepare_windows(config), config.protocol)
 
 
 # --- jobs --------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """From the command line of `va_fewshot` to its resolved configuration."""
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,8 +57,19 @@ def resolve(arguments) -> VAConfig:
     """
     file = load_yaml(arguments.config) if arguments.config else {}
     typed, problems = _typed(arguments)
+    return resolve_values(file, typed, quick=arguments.quick, problems=problems)
+
+
+def resolve_values(
+    file: dict, typed: dict, *, quick: bool = False, problems: Sequence[str] = ()
+) -> VAConfig:
+    """Merge presets, the `file`'s values and the `typed` ones, the later ones winning.
+
+    `problems` are mistakes found before; they are reported with all others in one ConfigError.
+    """
+    problems = list(problems)
     try:
-        values = _with_defaults(file, typed, quick=arguments.quick)
+        values = _with_defaults(file, typed, quick=quick)
     except ConfigError as error:
         problems += error.problems
         values = _deep_merge(file, typed)
