@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metaecg.checks import did_you_mean
+from metaecg.data.augment import Augmentation
 from metaecg.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -117,9 +118,7 @@ class AugmentConfig(Section):
     @property
     def is_off(self) -> bool:
         """Whether nothing is ever changed, whatever the fields say."""
-        return not self.probability or not any(
-            (self.gain, self.polarity, self.baseline, self.noise, self.time_warp)
-        )
+        return Augmentation(**self.model_dump()).is_off
 
 
 class CurriculumConfig(Section):

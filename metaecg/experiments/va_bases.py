@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from metaecg.data.augment import Augmentation
 from metaecg.data.datasets import Dataset
 from metaecg.data.preprocessing import Preprocessing
 from metaecg.data.splits import Split, check_disjoint
@@ -117,6 +118,14 @@ def model_preprocessing(config: VAConfig) -> Preprocessing:
     return Preprocessing(**values)
 
 
+def build_augmentation(config: VAConfig) -> Augmentation | None:
+    """Return what changes the training windows of `config`'s bases; None if nothing does."""
+    if config.augment.is_off:
+        return None
+    band_hz = (config.preprocessing.lowcut_hz, config.preprocessing.highcut_hz)
+    return Augmentation(**config.augment.model_dump(), band_hz=band_hz)
+
+
 def training_windows(config: VAConfig, dataset: Dataset, split: Split) -> WindowSet:
     """Return the normalised windows of the training subjects."""
     chosen = dataset.windows.select(np.isin(dataset.windows.subject_ids, split.train))
@@ -144,12 +153,22 @@ def _n_pretrain(config: VAConfig, share: float) -> int:
 
 def base_note(kind: str, config: VAConfig) -> str:
     """Return what the description of a base must add under this configuration."""
+    notes = []
     if kind.startswith("maml") and config.meta.algorithm != "maml":
-        return f" (meta.algorithm={config.meta.algorithm})"
+        notes.append(f" (meta.algorithm={config.meta.algorithm})")
+    if _is_augmented(kind, config):
+        changed = config.augment.model_dump(exclude_defaults=True).items()
+        notes.append(f" (augment: {', '.join(f'{name}={value:g}' for name, value in changed)})")
     n_iterations = _n_metava(config)
     if kind == "metava-released" and n_iterations < METAVA_ITERATIONS:
-        return f" (cut to {n_iterations} of {METAVA_ITERATIONS} iterations by the budget)"
-    return ""
+        notes.append(f" (cut to {n_iterations} of {METAVA_ITERATIONS} iterations by the budget)")
+    return "".join(notes)
+
+
+def _is_augmented(kind: str, config: VAConfig) -> bool:
+    """Return whether the base `kind` learns from changed windows; MetaVA as released does not."""
+    learns = kind in ("pretrain", "shuffled", "maml", "maml+curriculum")
+    return learns and not config.augment.is_off
 
 
 def _n_metava(config: VAConfig) -> int:
@@ -208,6 +227,8 @@ def _pretrained(kind, config, windows, fold, seed, on_step, share: float = 1.0, 
             weight_decay=config.pretrain.weight_decay,
             rng=numpy_generator(seed, fold, "pretrain", "batches"),
             generator=torch_generator(seed, fold, "pretrain", "polarity"),
+            augment=build_augmentation(config),
+            augment_generator=torch_generator(seed, fold, "pretrain", "augment"),
             on_step=told,
         )
     return network, None
@@ -241,6 +262,7 @@ def _meta_learned(
         seed,
         on_step,
         warm_start=warm_start,
+        augment=build_augmentation(config),
         checkpoint=checkpoint,
         resume=resume,
         watch=watch,
@@ -272,6 +294,7 @@ def _facts(kind: str, config: VAConfig, dataset: Dataset, split: Split, seed: in
         "recipe": "va_fewshot",
         "base": kind,
         **({"algorithm": config.meta.algorithm} if kind.startswith("maml") else {}),
+        **({"augment": config.augment.model_dump()} if _is_augmented(kind, config) else {}),
         "split": split.name,
         "seed": seed,
         "protocol": config.protocol,

@@ -44,6 +44,7 @@ def meta_learn(
     on_step,
     *,
     warm_start,
+    augment=None,
     checkpoint=None,
     resume=False,
     watch=None,
@@ -56,6 +57,9 @@ def meta_learn(
         As for every trainer of `metaecg.experiments.va_bases`.
     warm_start
         (share of the budget, on_step) -> network.
+    augment
+        A `metaecg.data.augment.Augmentation` of the training tasks, or None. The curriculum measures
+        how hard a subject is, and batch norm its running statistics, on the windows as they are.
     checkpoint
         A `metaecg.meta.training_state.Checkpoint`, or None.
     resume
@@ -107,6 +111,8 @@ def meta_learn(
         outer_lr=meta.outer_lr,
         rng=numpy_generator(seed, fold, "meta", "tasks"),
         generator=torch_generator(seed, fold, "meta", "dropout"),
+        augment=augment,
+        augment_generator=torch_generator(seed, fold, "meta", "augment"),
         checkpoint=replace(checkpoint, notes=notes) if checkpoint else None,
         start=start,
         on_step=told,

@@ -3,13 +3,14 @@
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metaecg.data.augment import Augmentation, require_generator
 from metaecg.errors import AdaptationError
 from metaecg.meta.algorithms import Algorithm, split_rates
 from metaecg.meta.engine import Engine, MetaBatch, MetaStep, stack_tasks
@@ -63,6 +64,8 @@ def meta_train(
     clip_norm: float = 5.0,
     rng: np.random.Generator,
     generator: torch.Generator | None = None,
+    augment: Augmentation | None = None,
+    augment_generator: torch.Generator | None = None,
     checkpoint: Checkpoint | None = None,
     start: TrainingState | None = None,
     on_step: OnStep | None = None,
@@ -85,14 +88,19 @@ def meta_train(
         Draws the windows of the tasks.
     generator
         Source of dropout; required where a dropout layer is active.
+    augment
+        Changes the windows of every task, as another patient's: one rate, gain and polarity for its
+        support and query together, baseline and noise for each window. None: they stay as they are.
+    augment_generator
+        Draws the changes; required with `augment`.
     checkpoint
         Where to write the state now and then, at the end, and when anything stops the training:
         Ctrl-C, an error, a loss that isn't finite. None: nowhere.
     start
         A state to go on from, as ``checkpoint.load()`` gave it: everything else as in the call that
         was interrupted. The result is that of a training without interruption, bit for bit (the
-        same machine and versions provided). `network`, `curriculum`, `rng` and `generator` are put
-        into the state. None: from the beginning.
+        same machine and versions provided). `network`, `curriculum`, `rng` and the generators are
+        put into the state. None: from the beginning.
     on_step
         Called after each iteration with its number and ``{"loss": ..., "outer_lr": ...}``, and
         ``inner_lr_min`` and ``inner_lr_max`` where rates are learned.
@@ -107,16 +115,22 @@ def meta_train(
         `start` is the state of another training; the message says what differs.
     DataError
         The checkpoint can't be written.
+    ValueError
+        `augment` has no generator.
     """
+    require_generator(augment, augment_generator)
+    named = {"generator": generator, "augment_generator": augment_generator if augment else None}
+    generators = {name: found for name, found in named.items() if found is not None}
     learner = _Learner(network, engine.algorithm, weight_decay=weight_decay, clip_norm=clip_norm)
     history: list[dict[str, float]] = []
     settings = {}
     if checkpoint or start:
         settings = {"n_iterations": n_iterations, "outer_lr": outer_lr, "clip_norm": clip_norm}
         settings |= {"weight_decay": weight_decay, **_facts(learner, engine, sampler, rng)}
+        settings |= {"augment": asdict(augment)} if augment else {}
     if start:
         refuse_other(start.settings, settings, where="the state to go on from")
-        unpack(start.tensors, network, learner.rates, learner.optimizer, generator)
+        unpack(start.tensors, network, learner.rates, learner.optimizer, generators)
         curriculum.restore(start.curriculum)
         rng.bit_generator.state = start.random
         history += start.history
@@ -124,7 +138,7 @@ def meta_train(
     def state() -> TrainingState:
         return TrainingState(
             n_done=len(history),
-            tensors=pack(network, learner.rates, learner.optimizer, generator),
+            tensors=pack(network, learner.rates, learner.optimizer, generators),
             random=rng.bit_generator.state,
             curriculum=curriculum.state(),
             history=list(history),
@@ -137,6 +151,8 @@ def meta_train(
             lr = outer_lr * (1 + math.cos(math.pi * iteration / n_iterations)) / 2
             subjects = curriculum.draw(iteration)
             batch = stack_tasks([sampler.draw(subject, rng=rng) for subject in subjects])
+            if augment:
+                batch = _augmented(batch, augment, sampler.windows.fs_hz, augment_generator)
             plan = engine.algorithm.plan(iteration, n_iterations=n_iterations)
             step = engine.meta_gradients(learner.values(), batch, plan=plan, generator=generator)
             problem = _bad_loss(step, batch) or learner.move(step.gradients, lr=lr)
@@ -188,6 +204,18 @@ class _Learner:
             group["lr"] = lr
         self.optimizer.step()
         return ""
+
+
+def _augmented(
+    batch: MetaBatch, augment: Augmentation, fs_hz: float, generator: torch.Generator
+) -> MetaBatch:
+    """Return the tasks as those of other patients, a new one for each task."""
+    n_tasks, n_support = batch.support_y.shape
+    windows = torch.cat([batch.support_x, batch.query_x], dim=1)  # (T, n, n_leads, n_samples)
+    patients = torch.arange(n_tasks).repeat_interleave(windows.shape[1])
+    changed = augment(windows.flatten(0, 1), fs_hz=fs_hz, generator=generator, patients=patients)
+    support_x, query_x = changed.view_as(windows).tensor_split([n_support], dim=1)
+    return replace(batch, support_x=support_x.contiguous(), query_x=query_x.contiguous())
 
 
 def _told(step: MetaStep, outer_lr: float, rates: Mapping[str, Tensor]) -> dict[str, float]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from metaecg.data.augment import Augmentation, require_generator
 from metaecg.data.windows import WindowSet
 from metaecg.errors import AdaptationError, DataError
 from metaecg.seeding import borrowed_torch_stream
@@ -24,6 +25,8 @@ def pretrain(
     weight_decay: float = 1e-2,
     rng: np.random.Generator,
     generator: torch.Generator,
+    augment: Augmentation | None = None,
+    augment_generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
 ) -> None:
     """Train `network` in place on all windows of all training subjects.
@@ -44,6 +47,11 @@ def pretrain(
         Draws the batches.
     generator
         Draws the polarity; its seed also starts the network's dropout, if there is any.
+    augment
+        Changes the windows of every batch, each as a patient of its own, before the polarity is
+        drawn (its own polarity makes no difference then). None: they stay as they are.
+    augment_generator
+        Draws the changes; required with `augment`.
     on_step
         Called with the step and ``{"loss": ..., "lr": ...}``.
 
@@ -52,10 +60,11 @@ def pretrain(
     DataError
         No training subject has a window of one of the classes.
     ValueError
-        A batch has no room for a window of each class.
+        A batch has no room for a window of each class, or `augment` has no generator.
     AdaptationError
         The loss, or a weight after the last step, is not finite.
     """
+    require_generator(augment, augment_generator)
     draw = _balanced_batches(windows, batch_size, rng)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=n_steps)
@@ -65,6 +74,8 @@ def pretrain(
         for step in range(n_steps):
             index = draw()
             x = torch.from_numpy(np.ascontiguousarray(windows.windows[index]))
+            if augment:
+                x = augment(x, fs_hz=windows.fs_hz, generator=augment_generator)
             sign = torch.randint(0, 2, (len(x), 1, 1), generator=generator) * 2.0 - 1.0
             loss = F.cross_entropy(network(x * sign), torch.from_numpy(windows.labels[index]))
             if not torch.isfinite(loss):

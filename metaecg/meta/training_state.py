@@ -206,19 +206,23 @@ def refuse_other(found: Mapping, expected: Mapping, *, where: str) -> None:
         )
 
 
-def pack(network, rates: Mapping[str, Tensor], optimizer, generator) -> dict[str, Tensor]:
-    """Return copies, on the CPU, of all tensors that a training changes."""
+def pack(
+    network, rates: Mapping[str, Tensor], optimizer, generators: Mapping[str, torch.Generator]
+) -> dict[str, Tensor]:
+    """Return copies, on the CPU, of all tensors that a training changes, and its generators' states.
+
+    The generators' names are those of their tensors.
+    """
     found = {f"network.{name}": value for name, value in network.state_dict().items()}
     found |= {f"rates.{name}": value for name, value in rates.items()}
     for name, p in _learned(network, rates).items():
         moments = optimizer.state.get(p, {})
         found |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
-    if generator is not None:
-        found["generator"] = generator.get_state()
+    found |= {name: generator.get_state() for name, generator in generators.items()}
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in found.items()}
 
 
-def unpack(tensors: Mapping[str, Tensor], network, rates, optimizer, generator) -> None:
+def unpack(tensors: Mapping[str, Tensor], network, rates, optimizer, generators) -> None:
     """Put what `pack` returned back into its places."""
     network.load_state_dict(_below("network.", tensors))
     with torch.no_grad():
@@ -228,8 +232,8 @@ def unpack(tensors: Mapping[str, Tensor], network, rates, optimizer, generator) 
         moments = _below(f"optimizer.{name}.", tensors)
         # The count of steps stays on the CPU, as AdamW itself keeps it.
         optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in moments.items()}
-    if generator is not None:
-        generator.set_state(tensors["generator"])
+    for name, generator in generators.items():
+        generator.set_state(tensors[name])
 
 
 def _learned(network, rates: Mapping[str, Tensor]) -> dict[str, Tensor]:
