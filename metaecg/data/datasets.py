@@ -81,7 +81,7 @@ def prepare(
     *,
     cache_root: str | Path | None = None,
     dense_va: bool = False,
-    leave_out: Collection[str] = (),
+    only: Collection[str] | None = None,
     n_workers: int = 2,
     on_record: Callable[[int, int], None] | None = None,
 ) -> Dataset:
@@ -99,9 +99,9 @@ def prepare(
         Where prepared windows are kept; ``None`` prepares without a cache.
     dense_va
         See `cut_windows`.
-    leave_out
-        Subjects whose recordings are left alone: neither signal nor marks are opened, and nothing
-        of them is in what comes back.
+    only
+        Subjects to prepare. The recordings of all others stay closed, signal and marks, and nothing
+        of them is in what comes back. ``None``: everybody.
     n_workers
         Threads; nearly all of the work runs outside Python's lock.
     on_record
@@ -112,7 +112,7 @@ def prepare(
     ------
     DataError
         A database is unknown or not there, a recording is unusable (see `read_record`), or
-        `leave_out` names everybody or somebody who has no recording.
+        `only` names nobody, or somebody who has no recording.
     CacheError
         The cache can't be written, for example because the disk is full.
 
@@ -122,7 +122,9 @@ def prepare(
     prepare the same windows at once; what they publish is the same and appears whole or not at all.
     """
     preprocessing = preprocessing or Preprocessing()
-    paths = _without(find_records(root, databases), leave_out)
+    paths = find_records(root, databases)
+    if only is not None:
+        paths = _recordings_of(only, paths)
     checksums = cache.checksums(
         [f for p in paths for f in _files(p)], cache_root, n_workers=n_workers
     )
@@ -166,23 +168,16 @@ def find_records(root: str | Path, databases: Sequence[str]) -> list[Path]:
     return found
 
 
-def _without(paths: list[Path], leave_out: Collection[str]) -> list[Path]:
-    """Return the records of the others."""
-    if not leave_out:
-        return paths
+def _recordings_of(only: Collection[str], paths: list[Path]) -> list[Path]:
     subjects = [subject_of(path) for path in paths]
-    unknown = sorted(set(leave_out) - set(subjects))
-    if unknown:
+    unknown = sorted(set(only) - set(subjects))
+    if unknown or not only:
+        named = repr(unknown[0]) if unknown else "nobody"
         raise DataError(
-            f"leave_out names {unknown[0]!r}, who has no recording; expected "
-            f"{did_you_mean(unknown[0], subjects)}"
+            f"only names {named}, who has no recording; expected some of the {len(set(subjects))} "
+            f"subjects: {did_you_mean(unknown[0] if unknown else '', set(subjects))}"
         )
-    kept = [path for path, its in zip(paths, subjects, strict=True) if its not in leave_out]
-    if not kept:
-        raise DataError(
-            f"leave_out names all {len(set(subjects))} subjects; expected at least one to be left."
-        )
-    return kept
+    return [path for path, its in zip(paths, subjects, strict=True) if its in only]
 
 
 def _files(path: Path) -> list[Path]:

@@ -143,10 +143,10 @@ def _fingerprint(config: VAConfig) -> str | None:
     return load_base(config.base).fingerprint if config.base else None
 
 
-def prepare_windows(config: VAConfig, *, leave_out: Collection[str] = ()):
+def prepare_windows(config: VAConfig, *, only: Collection[str] | None = None):
     """Return the windows of the configured databases, generating patients if they are asked for.
 
-    The recordings of the subjects in `leave_out` stay closed, see `metaecg.data.datasets.prepare`.
+    With `only`, the recordings of other subjects stay closed, see `metaecg.data.datasets.prepare`.
     """
     from metaecg.data.datasets import prepare
     from metaecg.data.demo import write_demo_database
@@ -167,7 +167,7 @@ def prepare_windows(config: VAConfig, *, leave_out: Collection[str] = ()):
             preprocessing,
             cache_root=config.cache,
             dense_va=config.protocol == "as_published",
-            leave_out=leave_out,
+            only=only,
             on_record=bar.set,
         )
 

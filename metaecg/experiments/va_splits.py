@@ -23,7 +23,7 @@ def splits_of(config: VAConfig, dataset: Dataset, who: Eligibility) -> tuple[Spl
 
     if config.split:
         split = read_manifest(config.split)
-        check_split(split, dataset.subject_ids, _checksums(dataset))
+        check_split(split, dataset.subject_ids, file_checksums(dataset))
         return (split,)
     database = {record.subject_id: record.database for record in dataset.records}
     strata = {
@@ -56,7 +56,8 @@ def _base_split(config: VAConfig, dataset: Dataset) -> tuple[Split, ...]:
     return (Split(name="base", train=tuple(sorted(seen)), test=test),)
 
 
-def _checksums(dataset: Dataset) -> dict[str, str]:
+def file_checksums(dataset: Dataset) -> dict[str, str]:
+    """Return the SHA-256 of every file, as ``database/name``, for a split manifest."""
     return {
         f"{record.database}/{name}": checksum
         for record in dataset.records
