@@ -56,6 +56,26 @@ def test_the_hash_follows_what_changes_figures_and_nothing_else():
     assert build_config({"meta": {"inner_lr": 0.01}}).hash() != plain.hash()
 
 
+def test_an_augmentation_that_is_off_leaves_hash_and_values_as_before_there_was_one():
+    plain = build_config({})
+    for off in ({"probability": 0.5}, {"noise": 0.2, "probability": 0.0}):
+        config = build_config({"augment": off})
+        assert config.augment.is_off
+        assert config.hash() == plain.hash()
+    fields = {"workers", "data"}
+    assert plain.values(without=fields) == plain.model_dump(
+        mode="json", exclude=fields | {"augment"}
+    )
+
+
+@pytest.mark.parametrize("name", ["gain", "polarity", "baseline", "noise", "time_warp"])
+def test_an_augmentation_belongs_to_the_hash(name):
+    config, plain = build_config({"augment": {name: 0.2}}), build_config({})
+    assert not config.augment.is_off
+    assert config.hash() != plain.hash()
+    assert config.values(without=set())["augment"][name] == 0.2
+
+
 def test_every_field_is_documented():
     def check(section, prefix=""):
         for name, info in section.model_fields.items():

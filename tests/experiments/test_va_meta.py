@@ -4,7 +4,7 @@ import pytest
 
 from metaecg.errors import ConfigError
 from metaecg.experiments.config import build_config
-from metaecg.experiments.va_bases import base_note
+from metaecg.experiments.va_bases import base_note, build_augmentation
 from metaecg.experiments.va_meta import n_meta
 
 
@@ -33,6 +33,24 @@ def test_a_base_that_another_algorithm_has_trained_says_so():
     reptile = build_config({"meta": {"algorithm": "reptile"}})
     assert base_note("maml+curriculum", reptile) == " (meta.algorithm=reptile)"
     assert base_note("pretrain", reptile) == base_note("maml", build_config({})) == ""
+
+
+def test_a_base_that_learns_from_changed_windows_says_so():
+    config = build_config(
+        {"augment": {"noise": 0.2, "probability": 0.5}, "meta": {"algorithm": "anil"}}
+    )
+    said = " (augment: noise=0.2, probability=0.5)"
+    assert base_note("pretrain", config) == base_note("shuffled", config) == said
+    assert base_note("maml", config) == " (meta.algorithm=anil)" + said
+    assert base_note("random", config) == base_note("metava-released", config) == ""
+
+
+def test_the_noise_gets_the_band_of_the_preprocessing_and_nothing_is_no_augmentation():
+    band = {"lowcut_hz": 1.0, "highcut_hz": 30.0}
+    config = build_config({"augment": {"noise": 0.2}, "preprocessing": band})
+    found = build_augmentation(config)
+    assert (found.noise, found.gain, found.band_hz) == (0.2, 0.0, (1.0, 30.0))
+    assert build_augmentation(build_config({"augment": {"probability": 0.5}})) is None
 
 
 def test_an_unknown_algorithm_is_answered_with_those_there_are():

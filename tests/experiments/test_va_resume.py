@@ -112,6 +112,24 @@ def test_an_interrupted_training_goes_on_to_the_same_numbers_bit_for_bit(
     assert not checkpoint_of(tmp_path / "out").exists()
 
 
+def test_an_augmented_training_goes_on_to_the_same_numbers_too(
+    tmp_path, cache, straight, interrupt, capsys
+):
+    augment = ["augment.noise=0.2", "augment.time_warp=0.1", "augment.polarity=0.5"]
+    augment += ["keep_jobs=true"]
+    assert run(tmp_path / "straight", cache, *augment) == 0
+    assert not same_end(tmp_path / "straight", straight)
+    interrupt(2)
+    assert run(tmp_path / "out", cache, *augment) == 130
+    interrupt(10**6)
+    assert run(tmp_path / "out", cache, *augment, "--resume") == 0
+    assert f"meta-trainings go on: {JOB} at iteration 2." in capsys.readouterr().err
+    assert same_end(tmp_path / "out", tmp_path / "straight")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    described = results["methods"][METHOD]["description"]
+    assert "(augment: polarity=0.5, noise=0.2, time_warp=0.1)" in described
+
+
 def test_without_resume_a_training_starts_afresh_and_says_what_could_have_been(
     tmp_path, cache, straight, interrupt, monkeypatch, capsys
 ):

@@ -8,6 +8,7 @@ import torch
 from swapped_patients import N_SAMPLES, make_windows
 from torch import nn
 
+from metaecg.data.augment import Augmentation
 from metaecg.errors import AdaptationError
 from metaecg.meta.algorithms import Algorithm
 from metaecg.meta.engine import MetaStep, stack_tasks
@@ -321,6 +322,53 @@ def test_rates_and_weights_are_clipped_as_one_gradient():
     assert lengths == pytest.approx(
         [0.5 / math.sqrt(2)], rel=1e-4
     )  # the rates have as many numbers
+
+
+def shown_to_engine(**settings):
+    """Return the batches of two iterations with two tasks each."""
+    engine = ScriptedEngine([[1.0, 1.0], [1.0, 1.0]])
+    curriculum = ScriptedCurriculum()
+    train(make_network(), engine, curriculum=curriculum, n_iterations=2, **settings)
+    return engine.batches
+
+
+def augmented(seed=0, **settings):
+    drawn = torch.Generator().manual_seed(seed)
+    return shown_to_engine(augment=Augmentation(**settings), augment_generator=drawn)
+
+
+def test_an_augmentation_that_is_off_changes_no_window():
+    for batch, plain in zip(augmented(), shown_to_engine(), strict=True):
+        assert torch.equal(batch.support_x, plain.support_x)
+        assert torch.equal(batch.query_x, plain.query_x)
+
+
+def test_support_and_query_of_a_task_have_one_gain_and_other_tasks_another():
+    factors = []
+    for batch, plain in zip(augmented(gain=0.5), shown_to_engine(), strict=True):
+        of_support = (batch.support_x / plain.support_x).flatten(1)  # (T, n * n_samples)
+        of_query = (batch.query_x / plain.query_x).flatten(1)
+        assert torch.allclose(of_support, of_support[:, :1].expand_as(of_support), rtol=1e-4)
+        assert torch.allclose(of_query, of_support[:, :1].expand_as(of_query), rtol=1e-4)
+        assert torch.equal(batch.support_y, plain.support_y)
+        factors += of_support[:, 0].tolist()
+    assert len({round(factor, 4) for factor in factors}) == 4
+
+
+def test_windows_of_a_task_have_baselines_of_their_own():
+    batch, plain = augmented(baseline=0.5)[0], shown_to_engine()[0]
+    added = (batch.support_x - plain.support_x).flatten(0, 1)
+    assert len(torch.unique(added.round(decimals=4), dim=0)) == len(added)
+
+
+def test_the_same_seed_augments_in_the_same_way_and_another_one_otherwise():
+    one, again, other = (augmented(seed, gain=0.5)[1].query_x for seed in (1, 1, 2))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_an_augmentation_without_a_generator_is_refused():
+    with pytest.raises(ValueError, match="augment_generator is None"):
+        shown_to_engine(augment=Augmentation(gain=0.5))
 
 
 def test_dropout_draws_from_the_generator_that_is_given():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from metaecg.data.augment import Augmentation
 from metaecg.data.windows import WindowSet
 from metaecg.errors import AdaptationError, DataError
 from metaecg.meta.supervised import pretrain
@@ -153,6 +154,49 @@ def test_the_same_seeds_give_the_same_weights_and_other_seeds_other_ones():
         found.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2]) and not torch.equal(found[0], found[3])
+
+
+def end_of(**settings) -> torch.Tensor:
+    """Weights after a training."""
+    network = make_network()
+    train(network, make_separable(), **settings)
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def test_an_augmentation_that_is_off_changes_no_bit():
+    drawn = torch.Generator().manual_seed(9)
+    assert torch.equal(end_of(augment=Augmentation(), augment_generator=drawn), end_of())
+    # A generator alone is no augmentation.
+    assert torch.equal(end_of(augment_generator=drawn), end_of())
+
+
+def test_an_augmentation_draws_from_its_own_generator_alone():
+    def augmented(seed, **settings):
+        return end_of(
+            augment=Augmentation(**settings), augment_generator=torch.Generator().manual_seed(seed)
+        )
+
+    assert torch.equal(augmented(1, time_warp=0.2), augmented(1, time_warp=0.2))
+    assert not torch.equal(augmented(1, time_warp=0.2), augmented(2, time_warp=0.2))
+    assert not torch.equal(augmented(1, time_warp=0.2), end_of())
+
+
+def test_every_window_of_a_batch_is_a_patient_of_its_own_and_batches_are_as_without():
+    windows = make_numbered(np.arange(12) % 2)
+    settings = {"n_steps": 5, "batch_size": 12}
+    plain = np.concatenate(shown_to_spy(windows, **settings))
+    drawn = torch.Generator().manual_seed(0)
+    changed = np.concatenate(
+        shown_to_spy(windows, augment=Augmentation(gain=0.5), augment_generator=drawn, **settings)
+    )
+    factor = changed / plain  # the same windows and the same polarity
+    assert len(np.unique(factor.round(5))) > 50
+    assert (factor >= 1 / 1.5001).all() and (factor <= 1.5001).all()
+
+
+def test_an_augmentation_without_a_generator_is_refused():
+    with pytest.raises(ValueError, match="augment_generator is None"):
+        train(make_network(), make_separable(), augment=Augmentation(gain=0.1))
 
 
 def test_training_leaves_the_global_random_states_alone():

@@ -9,6 +9,7 @@ import torch
 from swapped_patients import TRAINING, make_windows
 from torch import nn
 
+from metaecg.data.augment import Augmentation
 from metaecg.errors import AdaptationError, CheckpointError, DataError, MetaECGWarning
 from metaecg.meta.algorithms import ALGORITHMS, Algorithm
 from metaecg.meta.func_engine import FuncEngine
@@ -27,7 +28,9 @@ class StopHere(Exception):
 class Setup:
     """A small training with everything that can have a state: dropout, running losses, rates."""
 
-    def __init__(self, *, algorithm="maml", pacing="self-paced", outer_lr=0.01, width=6, seed=3):
+    def __init__(
+        self, *, algorithm="maml", pacing="self-paced", outer_lr=0.01, width=6, seed=3, augment=None
+    ):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.network = nn.Sequential(
@@ -49,6 +52,7 @@ class Setup:
         )
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
+        self.augment, self.augment_generator = augment, torch.Generator().manual_seed(seed + 1)
         self.outer_lr = outer_lr
 
     def run(self, **settings):
@@ -61,6 +65,8 @@ class Setup:
             outer_lr=self.outer_lr,
             rng=self.rng,
             generator=self.generator,
+            augment=self.augment,
+            augment_generator=self.augment_generator,
             **settings,
         )
         return self
@@ -74,6 +80,7 @@ class Setup:
             "curriculum": self.curriculum.state(),
             "rng": self.rng.bit_generator.state,
             "generator": self.generator.get_state().tolist(),
+            "augment_generator": self.augment_generator.get_state().tolist() * bool(self.augment),
         }
 
 
@@ -115,6 +122,14 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_end_bit_for_bit(tmp_pat
     resumed.run(start=checkpoint.load(), on_step=lambda iteration, _: seen.append(iteration))
     assert resumed.end() == expected
     assert seen == list(range(at + 1, N_ITERATIONS))
+
+
+def test_an_augmented_training_goes_on_too(tmp_path):
+    augment = Augmentation(gain=0.3, polarity=0.5, baseline=0.3, time_warp=0.1, probability=0.8)
+    expected = Setup(augment=augment).run().end()
+    assert expected["tensors"] != Setup().run().end()["tensors"]
+    checkpoint = stopped(tmp_path, at=4, augment=augment)
+    assert Setup(augment=augment, seed=99).run(start=checkpoint.load()).end() == expected
 
 
 @pytest.mark.parametrize("pacing", PACINGS)
@@ -278,6 +293,7 @@ def another_rng(setup) -> None:
         ({"algorithm": "fomaml"}, None, "algorithm.name was 'maml', is now 'fomaml'"),
         ({"outer_lr": 0.02}, None, "outer_lr was 0.01, is now 0.02"),
         ({"width": 7}, None, r"parameters.1.weight was '\[6, 8\] torch.float32', is now '\[7, 8\]"),
+        ({"augment": Augmentation(gain=0.2)}, None, "augment.gain was absent, is now 0.2"),
         ({}, another_sampler, "sampler.n_query was 3, is now 4"),
         ({}, other_windows, "sampler.windows was"),
         ({}, another_rng, "rng was 'PCG64', is now 'MT19937'"),
