@@ -180,9 +180,12 @@ class TrackingConfig(Section):
     enabled: bool = True
     """Record the run with MLflow."""
     uri: str | None = None
-    """Store; default $MLFLOW_TRACKING_URI, else an SQLite file beside the output folder."""
+    """Store; default $MLFLOW_TRACKING_URI, else an SQLite file beside the output folder. Where it
+    can't be reached, OUT/tracking-missing keeps what python -m metaecg.experiments.tracking sends."""
     experiment: str = "va_fewshot"
     """Name of the MLflow experiment."""
+    register_as: Annotated[str, Field(pattern=r"^[^/:@]+$")] | None = None
+    """Name in MLflow's registry; the run's base becomes a new version there. Default: none."""
 
 
 NO_FIGURE = {"out", "cache", "workers", "tracking", "data", "keep_jobs"}
@@ -218,7 +221,8 @@ class VAConfig(Section):
     budget_windows: Annotated[int, Field(ge=64)] = 240_000
     """Training windows that every base sees, supervised or meta-learned: the same budget."""
     base: str | None = None
-    """An existing base (published name or folder): personalize and evaluate it, train nothing."""
+    """An existing base (published name, folder, or models:/NAME/VERSION of MLflow): personalize and
+    evaluate it, train nothing."""
     include_seen: bool = False
     """With --base: also evaluate subjects that the base was trained on (not held out)."""
     workers: Positive = 2

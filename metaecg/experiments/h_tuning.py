@@ -73,13 +73,13 @@ def run(config: HTConfig) -> dict:
         cohorts = {name: cohort(config, name, seen=seen) for name in config.databases}
     jobs = _jobs(config, methods, cohorts)
     write_provenance(config, base, cohorts, jobs, commit=commit)
-    with _tracked(config) as tracker:
+    with _tracked(config, cohorts, commit) as tracker:
         done = _run_jobs(config, jobs, base, cohorts, commit, tracker)
         with progress("figures"):
             results = assemble(config, base, cohorts, done, commit=commit)
         write_results(config, results)
         with progress("recording the MLflow run"):
-            record_results(tracker, config, results)
+            record_results(tracker, config, results, base)
     return results
 
 
@@ -218,6 +218,7 @@ def _run_jobs(config: HTConfig, jobs, base, cohorts: dict, commit, tracker) -> d
         result = load_result(folder / job.name, stamp=stamp(job))
         if result is not None:
             done[job.name] = result
+            _record_training(tracker, job, result)
     missing = [job for job in jobs if job.name not in done]
     n_stale = sum((folder / job.name).is_dir() for job in missing)
     for n, what in (
@@ -231,15 +232,17 @@ def _run_jobs(config: HTConfig, jobs, base, cohorts: dict, commit, tracker) -> d
         def keep(job, result) -> None:
             save_result(folder / job.name, result, stamp=stamp(job))
             done[job.name] = result
+            _record_training(tracker, job, result)
             bar.describe(f"{len(done)} of {len(jobs)} jobs done")
 
         work = functools.partial(run_in_worker, config, config.base or config.out / "base")
         pool.run_all(missing, work, n_workers=config.workers, on_progress=bar.advance, on_done=keep)
-    for job in jobs:
-        for name, losses in job.histories(done[job.name].facts).items():
-            steps = enumerate(losses, start=1)
-            tracker.history(name, [(step, {"loss": loss}) for step, loss in steps])
     return {job.name: (job, done[job.name]) for job in jobs}
+
+
+def _record_training(tracker, job, result) -> None:
+    for name, losses in job.histories(result.facts).items():
+        tracker.history(name, ((step, {"loss": x}) for step, x in enumerate(losses, start=1)))
 
 
 def _check_unseen(job, seen: set[str]) -> None:
@@ -253,12 +256,12 @@ def _check_unseen(job, seen: set[str]) -> None:
 
 
 @contextmanager
-def _tracked(config: HTConfig):
+def _tracked(config: HTConfig, cohorts: dict, commit: str | None):
     """Open the MLflow run, and close it with what became of it."""
     from metaecg.experiments.ht_outputs import start_tracking
 
     with progress("opening the MLflow run"):
-        tracker = start_tracking(config)
+        tracker = start_tracking(config, cohorts, commit=commit)
     try:
         yield tracker
     except KeyboardInterrupt:

@@ -22,6 +22,7 @@ from metaecg.experiments.ht_jobs import Job, JobResult
 from metaecg.experiments.ht_methods import METHODS, REFERENCE
 from metaecg.experiments.ht_tables import summary_table, verdicts
 from metaecg.experiments.provenance import versions, write_json, write_text
+from metaecg.experiments.tracking_facts import recipe_tags
 from metaecg.seeding import numpy_generator
 
 RESULT_FILES = ("results.json", "results.md")
@@ -92,25 +93,35 @@ def write_results(config: HTConfig, results: dict) -> None:
         shutil.rmtree(config.out / "jobs", ignore_errors=True)
 
 
-def start_tracking(config: HTConfig):
-    """Open the MLflow run with the configuration as its parameters."""
+def start_tracking(config: HTConfig, cohorts: dict[str, Cohort], *, commit: str | None):
+    """Open the MLflow run and record what decides it."""
+    from metaecg.experiments.ht_mlflow import datasets_of
     from metaecg.experiments.tracking import make_tracker
 
     settings = config.tracking
-    name = f"{config.network.size} {config.out.name}"
     tracker = make_tracker(
         enabled=settings.enabled,
         uri=settings.uri,
         experiment=settings.experiment,
         out=config.out,
-        name=name,
+        name=f"{config.network.size} {config.out.name}",
     )
     tracker.params(config.decisive())
+    tracker.tags(
+        {
+            **recipe_tags("h_tuning", commit=commit, seeds=config.seeds),
+            "protocol": "splits by patient: " + ", ".join(config.splits),
+            "data": "recordings",
+            "device": config.device,
+            "config_hash": config.hash(),
+        }
+    )
+    tracker.datasets(datasets_of(cohorts))
     return tracker
 
 
-def record_results(tracker, config: HTConfig, results: dict) -> None:
-    """Record every figure, and the files."""
+def record_results(tracker, config: HTConfig, results: dict, base: TwelveLeadBase) -> None:
+    """Record every figure, the files and the base."""
     for task, found in results["tasks"].items():
         for method, figures in found["methods"].items():
             values = {name: figures[name]["mean"] for name in FIGURES}
@@ -123,6 +134,11 @@ def record_results(tracker, config: HTConfig, results: dict) -> None:
                 values[name] = figures[name]
             tracker.metrics({f"{task}/{network}/{name}": v for name, v in values.items()})
     tracker.artifacts([config.out / name for name in (*RESULT_FILES, "run.json", "config.yaml")])
+    if config.base is None:  # a given one is another run's
+        from metaecg.experiments.ht_mlflow import pyfunc_facts
+
+        folder, name = config.out / "base", config.tracking.register_as
+        tracker.model(pyfunc_facts(base), folder=folder, register_as=name)
 
 
 # --- one task ------------------------------------------------------------------------------------

@@ -1,17 +1,37 @@
-"""The MLflow run beside the files: parameters, stepwise metrics, artifacts.
+"""The MLflow run beside the files: parameters, stepwise metrics, artifacts, data and the model.
 
-Tracking never decides over a run: what it records is in the output folder as well. If the store
-can't be reached, the run says so once and goes on.
+    python -m metaecg.experiments.tracking replay OUT [OUT ...] [--uri URI]
+
+Tracking never decides over a run. What a run records goes into a journal in its output folder, and
+a process beside it sends the journal on; if the store can't be reached, the run says so once, goes
+on, and ``replay`` sends later what is missing (docs/tracking.md).
 """
 
-import logging
+import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from uuid import uuid4
 
-METRICS_PER_BATCH = 900  # MLflow takes at most 1000 in one call
-PARAMS_PER_BATCH = 100
+from metaecg.experiments import tracking_process
+from metaecg.experiments.cli import run_main
+from metaecg.experiments.tracking_journal import (
+    CALLS,
+    KEY_PREFIX,
+    WRITER_LOCK,
+    JournalFile,
+    file_entry,
+    folder_entries,
+    journal_folder,
+    keep_files,
+    lock_of,
+    now_ms,
+)
+from metaecg.models.registry_uri import without_password
+
+PARAM_LENGTH, TAG_LENGTH = 5000, 5000  # MLflow takes 6000 and 8000 characters
 
 
 def make_tracker(
@@ -26,6 +46,8 @@ def make_tracker(
 ):
     """Return a tracker: MLflow's, or one that does nothing.
 
+    It returns at once; whether the store can be reached turns out while the run goes on.
+
     Parameters
     ----------
     enabled
@@ -35,7 +57,7 @@ def make_tracker(
     experiment, name
         Names of the experiment and of the run.
     out
-        The run's output folder.
+        The run's output folder; the journal lies in it until everything has arrived.
     parent_run_id
         The run that this one is a part of (``run_id`` of its tracker), if any.
     tags
@@ -43,16 +65,19 @@ def make_tracker(
     """
     if not enabled:
         return NoTracker()
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(out)
+    uri = _absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(out))
     try:
-        tracker = MLflowTracker(
-            uri, experiment=experiment, out=out, name=name, parent_run_id=parent_run_id
+        return Tracker(
+            uri,
+            experiment=experiment,
+            out=out,
+            name=name,
+            parent_run_id=parent_run_id,
+            tags=tags or {},
         )
-    except Exception as error:  # whatever a store, a network or a database raises
-        _warn_once(f"the MLflow store {uri} can't be used ({_first_line(error)})")
+    except OSError as error:
+        _warn(f"the run can't be recorded ({error}); it goes on without.")
         return NoTracker()
-    tracker.tags(tags or {})
-    return tracker
 
 
 def default_uri(out: Path) -> str:
@@ -76,11 +101,18 @@ class NoTracker:
 
     def artifacts(self, paths: Iterable[Path]) -> None: ...
 
+    def datasets(self, found: Iterable[Mapping[str, str]]) -> None: ...
+
+    def model(self, facts: Mapping[str, object], *, folder: Path, **options: object) -> None: ...
+
     def end(self, status: str = "FINISHED") -> None: ...
 
 
-class MLflowTracker:
-    """One MLflow run, written through the client in batches."""
+class Tracker:
+    """One MLflow run. Every method writes a line into the journal and returns.
+
+    Nothing here raises for want of a store or of space on the disk.
+    """
 
     def __init__(
         self,
@@ -90,93 +122,211 @@ class MLflowTracker:
         out: Path,
         name: str,
         parent_run_id: str | None = None,
+        tags: Mapping[str, object] | None = None,
     ) -> None:
-        from mlflow.tracking import MlflowClient
+        self.uri, self.key = uri, KEY_PREFIX + uuid4().hex
+        self._out, self._is_child = out, parent_run_id is not None
+        self._run_id: str | None = None
+        self._has_warned = False
+        self._folder = journal_folder(out, self.key)
+        self._folder.mkdir(parents=True)
+        self._lock = lock_of(self._folder, WRITER_LOCK)
+        self._file = JournalFile(self._folder / CALLS)
+        self._sender = None
+        self._add(
+            "run",
+            key=self.key,
+            uri=without_password(uri),
+            experiment=experiment,
+            name=name,
+            parent=parent_run_id,
+            tags=_texts(tags or {}, TAG_LENGTH),
+        )
+        self._sender = tracking_process.take(self.key)
+        self._sender.tell(watch=str(self._folder), uri=uri, system=not self._is_child)
 
-        _quiet()
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run; waits until the store has answered.
 
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self.uri = uri
-        self._client = MlflowClient(tracking_uri=uri)
-        self.run_id = self._client.create_run(
-            self._experiment(experiment, uri, out),
-            run_name=name,
-            tags={"mlflow.parentRunId": parent_run_id} if parent_run_id else None,
-        ).info.run_id
-        self._failed = False
+        Of a store that can't be reached, the run's key in the journal: as `parent_run_id` it
+        does as well, and `replay` puts the id in its place.
+        """
+        if self._run_id is None:
+            with tracking_process.lock:
+                said = self._sender.wait_for(self.key, {"created", "failed"})
+            self._warn_of(said)
+            self._run_id = said.get("created", self.key)
+        return self._run_id
 
     def params(self, values: Mapping[str, object]) -> None:
         """Record parameters; nested mappings are flattened with dots."""
-        from mlflow.entities import Param
-
-        flat = [Param(k, str(v)[:5000]) for k, v in _flatten(values).items()]
-        for start in range(0, len(flat), PARAMS_PER_BATCH):
-            self._try(self._client.log_batch, params=flat[start : start + PARAMS_PER_BATCH])
+        self._add("params", values=_texts(_flatten(values), PARAM_LENGTH))
 
     def tags(self, values: Mapping[str, object]) -> None:
-        """Record tags."""
-        from mlflow.entities import RunTag
-
-        tags = [RunTag(name, str(value)) for name, value in values.items()]
-        self._try(self._client.log_batch, tags=tags)
+        """Record tags; one whose value is None is left out."""
+        known = {name: value for name, value in values.items() if value is not None}
+        self._add("tags", values=_texts(known, TAG_LENGTH))
 
     def history(self, name: str, steps: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Record the course of a training, ``(step, values)``, as stepwise metrics ``name/...``."""
-        from time import time
-
-        from mlflow.entities import Metric
-
-        now = int(time() * 1000)
-        found = [
-            Metric(f"{name}/{key}", float(value), now, step)
+        self._points(
+            (f"{name}/{key}", value, step)
             for step, values in steps
             for key, value in values.items()
-        ]
-        for start in range(0, len(found), METRICS_PER_BATCH):
-            self._try(self._client.log_batch, metrics=found[start : start + METRICS_PER_BATCH])
+        )
 
     def metrics(self, values: Mapping[str, float | None]) -> None:
         """Record final figures; undefined ones are left out."""
-        from time import time
-
-        from mlflow.entities import Metric
-
-        now = int(time() * 1000)
-        found = [Metric(k, float(v), now, 0) for k, v in values.items() if v is not None]
-        for start in range(0, len(found), METRICS_PER_BATCH):
-            self._try(self._client.log_batch, metrics=found[start : start + METRICS_PER_BATCH])
+        self._points((key, value, 0) for key, value in values.items())
 
     def artifacts(self, paths: Iterable[Path]) -> None:
-        """Record files, and folders with what is in them."""
+        """Record files, and folders with what is in them; what isn't there is left out."""
+        files = []
         for path in paths:
             if path.is_dir():
-                self._try(self._client.log_artifacts, str(path), path.name)
+                files += folder_entries(path, self._out, to=path.name)
             elif path.exists():
-                self._try(self._client.log_artifact, str(path))
+                files.append(file_entry(path, self._out))
+        self._add("files", files=files)
+
+    def datasets(self, found: Iterable[Mapping[str, str]]) -> None:
+        """Record the data that went in.
+
+        Parameters
+        ----------
+        found
+            For each data set ``name``, ``digest`` (a SHA-256, hex), ``source_type`` and ``source``
+            as MLflow has them, and ``profile`` (JSON).
+        """
+        self._add("datasets", values=[dict(each) for each in found])
+
+    def model(
+        self,
+        facts: Mapping[str, object],
+        *,
+        folder: Path,
+        name: str = "model",
+        register_as: str | None = None,
+    ) -> None:
+        """Record a base as an MLflow model of the pyfunc flavour.
+
+        Parameters
+        ----------
+        facts
+            What `metaecg.models.mlflow_model.pyfunc_facts` says of it.
+        folder
+            Where the base was saved, within the output folder.
+        name
+            ``runs:/ID/NAME`` is the model.
+        register_as
+            Name in MLflow's registry; a new version is made there. None: not registered.
+        """
+        files = folder_entries(folder, self._out, to="")
+        self._add("model", facts=dict(facts), files=files, name=name, register_as=register_as)
 
     def end(self, status: str = "FINISHED") -> None:
-        """Close the run: ``FINISHED``, ``FAILED`` or ``KILLED``."""
-        self._failed = False  # one more try: a run must not stay open for want of one answer
-        self._try(self._client.set_terminated, status=status)
+        """Close the run: ``FINISHED``, ``FAILED`` or ``KILLED``; wait until it has arrived.
 
-    def _experiment(self, name: str, uri: str, out: Path) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return found.experiment_id
-        local = uri.startswith("sqlite:")
-        place = (out.resolve().parent / "mlartifacts").as_uri() if local else None
-        return self._client.create_experiment(name, artifact_location=place)
-
-    def _try(self, call, *args, **kwargs) -> None:
-        """Call the client; after a first failure say so once, and record nothing more."""
-        if self._failed:
-            return
+        If it can't arrive now, the files that it recorded are copied beside the journal.
+        """
+        self._add("end", sync=True, status=status)
+        self._file.close()
         try:
-            call(self.run_id, *args, **kwargs)
-        except Exception as error:  # whatever a store, a network or a database raises
-            self._failed = True
-            _warn_once(f"the MLflow store {self.uri} stopped answering ({_first_line(error)})")
+            said = self._hear_the_end()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+            tracking_process.give_back(self._sender, self.key, may_idle=self._is_child)
+        if "told" in said:
+            print(said["told"], file=sys.stderr)
+
+    def _hear_the_end(self) -> dict[str, str]:
+        with tracking_process.lock:
+            self._sender.tell(end=self.key)
+            said = self._sender.wait_for(self.key, {"done", "failed"})
+        self._warn_of(said)
+        if "failed" in said:
+            try:
+                keep_files(self._folder)
+            except OSError as error:
+                self._warn(f"files of the run can't be kept for a replay ({error}).")
+        return said
+
+    def _points(self, found: Iterable[tuple[str, float | None, int]]) -> None:
+        values = [[_name(k), float(v), int(step)] for k, v, step in found if v is not None]
+        self._add("metrics", values=values)
+
+    def _add(self, call: str, *, sync: bool = False, **content: object) -> None:
+        """Write a line, and tell the user what has become of earlier ones."""
+        try:
+            self._file.add({"call": call, "time_ms": now_ms(), **content}, sync=sync)
+        except OSError as error:
+            self._warn(f"the run's record is not whole ({error}); the run goes on.")
+        if self._sender is not None:
+            with tracking_process.lock:
+                self._sender.hear()
+            self._warn_of(self._sender.said.get(self.key, {}))
+
+    def _warn_of(self, said: Mapping[str, str]) -> None:
+        if "failed" in said and not self._sender.has_warned:
+            self._sender.has_warned = True
+            print(
+                f"warning: the MLflow store {without_password(self.uri)} can't be used "
+                f"({said['failed']}); the run goes on, and what the store misses is kept: python -m "
+                f"metaecg.experiments.tracking replay {self._out}",
+                file=sys.stderr,
+            )
+        if "rejected" in said:
+            self._warn(f"the MLflow store doesn't take everything ({said['rejected']}).")
+
+    def _warn(self, what: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _warn(what)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    from metaecg.experiments.tracking_replay import replay
+
+    arguments = make_parser().parse_args(argv)
+    return run_main(lambda: replay(arguments.out, uri=arguments.uri, tell=print))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m metaecg.experiments.tracking",
+        description="What MLflow has not got of a run. See docs/tracking.md.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    sending = commands.add_parser(
+        "replay",
+        help="send what is missing",
+        description="Send to MLflow what runs could not send while they went on. It can be stopped "
+        "and given again: nothing is lost, and nothing arrives twice. What has arrived is removed "
+        "from OUT/tracking-missing. Exit code 3: something is still missing.",
+        allow_abbrev=False,
+    )
+    sending.add_argument(
+        "out",
+        nargs="+",
+        type=Path,
+        metavar="OUT",
+        help="output folders of runs, or folders above them; those of a study before its trials'",
+    )
+    sending.add_argument(
+        "--uri", help="the store; default: the one that each run was meant to go to"
+    )
+    return parser
+
+
+def _absolute(uri: str) -> str:
+    """Return `uri`, that of an SQLite file with its whole path: others don't run in this folder."""
+    path = uri.removeprefix("sqlite:///")
+    return uri if path == uri else f"sqlite:///{Path(path).resolve()}"
 
 
 def _flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -189,15 +339,18 @@ def _flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object
     return flat
 
 
-def _quiet() -> None:
-    """Keep the store's own housekeeping (a hundred lines of migrations) off the terminal."""
-    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+def _texts(values: Mapping[str, object], length: int) -> dict[str, str]:
+    return {_name(k): without_password(str(v))[:length] for k, v in values.items()}
 
 
-def _warn_once(what: str) -> None:
-    print(f"warning: {what}; the run goes on, its files are complete.", file=sys.stderr)
+def _name(text: str) -> str:
+    """Return a name that MLflow takes: what it forbids, such as a plus sign, becomes a dot."""
+    return re.sub(r"[^\w. /-]", ".", text)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _warn(what: str) -> None:
+    print(f"warning: {what}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

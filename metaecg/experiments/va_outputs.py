@@ -10,6 +10,7 @@ from metaecg.evaluate.results import compare_methods, method_results
 from metaecg.experiments.config import VAConfig
 from metaecg.experiments.provenance import versions
 from metaecg.experiments.tracking import make_tracker
+from metaecg.experiments.tracking_facts import datasets_of, recipe_tags
 from metaecg.experiments.va_bases import base_note
 from metaecg.seeding import numpy_generator
 
@@ -104,29 +105,38 @@ def start_tracking(config: VAConfig, dataset: Dataset, *, commit: str | None):
     tracker.params(config.model_dump(mode="json"))
     tracker.tags(
         {
+            **recipe_tags("va_fewshot", commit=commit, seeds=config.seeds),
             "protocol": config.protocol,
             "data": "demo data" if "demo" in dataset.databases else "recordings",
             "config_hash": config.hash(),
-            "git_commit": commit,
             "data_manifest_sha256": dataset.manifest_sha256,
-            "seeds": config.seeds,
         }
     )
+    tracker.datasets(datasets_of(dataset))
     return tracker
 
 
 def record_training(tracker, name: str, history: list[dict[str, float]]) -> None:
-    """Record the course of one base's training, at most about 200 points of it."""
-    if history:  # MLflow's names may not hold a plus sign
-        shown = list(enumerate(history))[:: max(1, len(history) // 200)]
-        tracker.history(name.replace("+", "."), shown)
+    """Record the course of one base's training, about 200 points of it, the last one included."""
+    if not history:
+        return
+    every = max(1, len(history) // 200)
+    shown = {**dict(list(enumerate(history))[::every]), len(history) - 1: history[-1]}
+    tracker.history(name, shown.items())
 
 
 def record_results(tracker, config: VAConfig, results: dict) -> None:
-    """Record the figures and the files of a finished run."""
+    """Record the figures, the files and the base of a finished run."""
+    from metaecg.models.checkpoints import load_base
+    from metaecg.models.mlflow_model import pyfunc_facts
+
     tracker.metrics(_flat_figures(results))
-    files = ("results.json", "report.html", "config.yaml", "run.json", "predictions.npz", "model")
+    files = ("results.json", "report.html", "config.yaml", "run.json", "predictions.npz")
     tracker.artifacts(config.out / name for name in files)
+    folder = config.out / "model"
+    if folder.is_dir():  # with --base there is none
+        facts = pyfunc_facts(load_base(folder))
+        tracker.model(facts, folder=folder, register_as=config.tracking.register_as)
 
 
 def _flat_figures(results: dict) -> dict[str, float | None]:

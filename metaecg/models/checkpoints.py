@@ -25,13 +25,13 @@ from metaecg.errors import CheckpointError, DataError
 from metaecg.models.folders import write_folder
 from metaecg.models.inference import network_logits, softmax
 from metaecg.models.registry import NETWORKS, build_network
+from metaecg.models.registry_uri import base_from_registry, is_registry_uri
 
 FORMAT = "metaecg-base"
 FORMAT_VERSION = 1
 CONFIG_NAME = "base.json"
 WEIGHTS_NAME = "weights.safetensors"
 PUBLISHED = Path(__file__).parent / "published"
-
 REPLACE_PAUSES_S = (0.0, 0.02, 0.1)  # a folder may be in the middle of being replaced
 
 
@@ -174,24 +174,33 @@ def published_names() -> tuple[str, ...]:
 
 
 def load_base(name_or_dir: str | Path) -> BaseModel:
-    """Load a base from the package or from a folder.
+    """Load a base from the package, from a folder or from MLflow.
 
     Parameters
     ----------
     name_or_dir
-        A published name (see `published_names`) as text, or a folder. A text that is a published
-        name always means that one; give a `Path` for a folder of the same name.
+        A published name (see `published_names`) as text, or a folder; give a `Path` for a folder
+        named like a published one. ``models:/NAME/VERSION``, ``models:/NAME@ALIAS`` and
+        ``runs:/ID/model`` are downloaded, every time, from the registry that MLflow is set to.
 
     Raises
     ------
     CheckpointError
-        If a file is missing or damaged, the format or the architecture is unknown, or the
-        tensors don't fit the network. The message says which.
+        If a file is missing or damaged, the format or the architecture is unknown, the tensors
+        don't fit the network, or a registry can't give the model. The message says which.
     """
+    if is_registry_uri(name_or_dir):
+        with base_from_registry(name_or_dir) as folder:
+            return _load(folder, asked=name_or_dir)
     folder = Path(name_or_dir)
     if isinstance(name_or_dir, str) and name_or_dir in published_names():
         folder = PUBLISHED / name_or_dir
-    config, weights = _read_folder(folder, asked=name_or_dir)
+    return _load(folder, asked=name_or_dir)
+
+
+def _load(folder: Path, *, asked: str | Path) -> BaseModel:
+    """Load the base in a folder, which the user named `asked`."""
+    config, weights = _read_folder(folder, asked=asked)
     facts = _parse_facts(config, where=folder / CONFIG_NAME)
     tensors = _parse_tensors(weights, where=folder / WEIGHTS_NAME)
     base = BaseModel(network=_build(facts, tensors, where=folder), **facts)

@@ -135,7 +135,13 @@ def test_the_run_is_an_mlflow_run_with_parameters_metrics_and_files(finished):
     course = client.get_metric_history(recorded.info.run_id, "fold-0--seed-0--pretrain/loss")
     assert len(course) > 10
     files = {file.path for file in client.list_artifacts(recorded.info.run_id)}
-    assert {"results.json", "report.html", "model"} <= files
+    assert {"results.json", "report.html"} <= files
+    assert recorded.data.tags["protocol"] == "deploy"
+    assert [each.dataset.name for each in recorded.inputs.dataset_inputs] == ["demo"]
+    assert "system/cpu_utilization_percentage" in recorded.data.metrics
+    model = client.get_logged_model(recorded.outputs.model_outputs[0].model_id)
+    assert (model.name, model.status) == ("model", "READY")
+    assert not (finished / "run" / "tracking-missing").exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,70 @@
+"""What every recipe tells MLflow beside its figures: whence the code, whence the data."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+from metaecg.data.databases import DATABASES, Database
+from metaecg.data.datasets import Dataset
+
+
+def recipe_tags(recipe: str, *, commit: str | None, seeds: Iterable[int]) -> dict[str, object]:
+    """Return the tags of a recipe's run; ``mlflow.*`` are those that MLflow's pages show.
+
+    `commit` may end with ``+changes-...`` (see `provenance.git_commit`); MLflow's own tag has the
+    commit alone.
+    """
+    return {
+        "mlflow.source.name": f"metaecg.experiments.{recipe}",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit.partition("+")[0] if commit else None,
+        "recipe": recipe,
+        "git_commit": commit,
+        "seeds": list(seeds),
+    }
+
+
+def dataset_facts(
+    name: str, *, database: Database | None, digest: str, **profile: object
+) -> dict[str, str]:
+    """Return what MLflow is told of a data set: where it is from, never where it lies.
+
+    Parameters
+    ----------
+    name
+        Name of its folder.
+    database
+        The published database that it is, or is a part of; None for generated patients and for
+        recordings of the user's own.
+    digest
+        SHA-256 over its content, hex.
+    profile
+        Numbers about it.
+    """
+    if database is not None:
+        profile = {"database": f"{database.slug} {database.version}", **profile}
+    return {
+        "name": name,
+        "digest": digest,
+        "source_type": "http" if database else "folder",
+        "source": json.dumps({"url": database.page} if database else {"name": name}),
+        "profile": json.dumps(profile),
+    }
+
+
+def datasets_of(dataset: Dataset) -> list[dict[str, str]]:
+    """Return the facts of each database among prepared windows."""
+    found = []
+    for name in dataset.databases:
+        records = [record for record in dataset.records if record.database == name]
+        lines = [f"{c}  {name}/{file}" for r in records for file, c in sorted(r.checksums.items())]
+        found.append(
+            dataset_facts(
+                name,
+                database=DATABASES.get(name),
+                digest=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+                n_records=len(records),
+                n_subjects=len({record.subject_id for record in records}),
+            )
+        )
+    return found
