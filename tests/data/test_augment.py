@@ -141,9 +141,19 @@ def added_alone(name, *, n=3000, n_leads=1) -> torch.Tensor:
     return changed_by(windows, **{name: 1000.0})
 
 
+def shares_of_power(windows) -> torch.Tensor:
+    power = torch.fft.rfft(windows[:, 0]).abs().square()
+    return power / power.sum(1, keepdim=True)
+
+
+def test_the_noise_of_one_window_is_flat_and_of_another_nearly_all_slow():
+    of_low = shares_of_power(added_alone("noise"))[:, 1:9].sum(1)
+    assert (of_low < 0.3).float().mean() > 0.1
+    assert (of_low > 0.8).float().mean() > 0.1
+
+
 def test_the_noise_has_the_band_of_the_filter_and_its_power_falls_with_the_frequency():
-    power = torch.fft.rfft(added_alone("noise")[:, 0]).abs().square()  # bins of 0.5 Hz
-    mean = (power / power.sum(1, keepdim=True)).mean(0)
+    mean = shares_of_power(added_alone("noise")).mean(0)  # bins of 0.5 Hz
     assert mean[0] < 1e-6 and mean[81:].sum() < 1e-4  # no offset, no mains
     assert (mean[1:81] > 0).all()
     falling = torch.arange(1.0, 81) ** -torch.linspace(0, 2, 201)[:, None]

@@ -121,6 +121,9 @@ def test_an_augmented_training_goes_on_to_the_same_numbers_too(
     assert not same_end(tmp_path / "straight", straight)
     interrupt(2)
     assert run(tmp_path / "out", cache, *augment) == 130
+    with safe_open(checkpoint_of(tmp_path / "out"), framework="pt") as file:
+        settings = json.loads(file.metadata()["facts"])["settings"]
+    assert settings["augment"]["time_warp"] == 0.1  # of the tasks, not of the warm start alone
     interrupt(10**6)
     assert run(tmp_path / "out", cache, *augment, "--resume") == 0
     assert f"meta-trainings go on: {JOB} at iteration 2." in capsys.readouterr().err
