@@ -1,0 +1,163 @@
+"""Where a study is kept: SQLite or a journal file on one machine, PostgreSQL for several."""
+
+import os
+import socket
+import time
+import warnings
+from pathlib import Path
+
+from metaecg.errors import ConfigError, MissingDependencyError
+
+HEARTBEAT_S, GRACE_S = 15, 90
+"""How often a running trial of a database says that it is alive, and after how long a silence it
+counts as dead: another machine has no other way to know. On one machine the process is looked up."""
+LOCKED_S = 60
+"""How long a process waits for another that writes to the same SQLite file."""
+ATTEMPTS, PAUSE_S = 5, 0.5
+"""Two processes may set up an empty database at once; then one of them tries again."""
+
+
+def open_storage(url: str):
+    """Return the optuna storage that a `url` names.
+
+    Parameters
+    ----------
+    url
+        ``sqlite:///FILE``, ``journal:FILE``, or ``postgresql://USER@HOST/DATABASE``.
+
+    Raises
+    ------
+    ConfigError
+        It can't be opened; the message doesn't show its password.
+    MissingDependencyError
+        The driver of PostgreSQL is not installed.
+    """
+    kind, _, rest = url.partition(":")
+    try:
+        if kind == "journal":
+            return _journal(Path(rest))
+        if kind == "sqlite":
+            return _sqlite(url)
+        return _with_attempts(lambda: _database(_with_driver(url), {"pool_pre_ping": True}))
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"storage is {shown(url)}, whose driver {error.name!r} is not installed; type "
+            "pip install 'metaecg[postgresql]'."
+        ) from error
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a driver, a database or a file system raises
+        raise ConfigError(
+            f"storage is {shown(url)}, which can't be opened: {_first_line(error)}. Expected a place "
+            "that can be reached and written to; check the address, or name another with --storage."
+        ) from error
+
+
+def shown(url: str) -> str:
+    """Return a storage's address without its password."""
+    if not url.startswith("postgresql"):
+        return repr(url)
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return repr(make_url(url).render_as_string(hide_password=True))
+    except (ArgumentError, ValueError):
+        return "'postgresql:...'"
+
+
+def worker_name() -> str:
+    """Return who runs a trial: this machine and this process, as long as it lives."""
+    import psutil
+
+    started = psutil.Process().create_time()
+    return f"{_machine()}|{os.getpid()}|{started:.2f}"
+
+
+def is_dead(worker: str) -> bool:
+    """Whether a process of this machine has ended; of another machine's that can't be told."""
+    import psutil
+
+    machine, _, process = worker.partition("|")
+    if machine != _machine():
+        return False
+    number, _, started = process.partition("|")
+    try:
+        return abs(psutil.Process(int(number)).create_time() - float(started)) > 1
+    except (psutil.NoSuchProcess, ValueError):
+        return True
+
+
+def _machine() -> str:
+    """Name this machine; two containers are two, since neither sees the other's processes."""
+    parts = [socket.gethostname()]
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8],
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
+        try:
+            parts.append(read())
+        except OSError:  # not Linux
+            continue
+    return " ".join(parts)
+
+
+def _journal(path: Path):
+    from filelock import FileLock
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A lock that ends with its process; optuna's own ones outlive it for half a minute.
+    lock = FileLock(f"{path}.lock")
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _sqlite(url: str):
+    """Open an SQLite file; it lets readers go on while another process writes (WAL)."""
+    import sqlite3
+
+    path = Path(url.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with sqlite3.connect(path, timeout=LOCKED_S) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    connection.close()
+    options = {"connect_args": {"timeout": LOCKED_S}}
+    return _with_attempts(lambda: _database(url, options))
+
+
+def _database(url: str, options: dict):
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.storages import RDBStorage
+
+    with warnings.catch_warnings():
+        # The heartbeat is called experimental since 2021; without it a dead machine's trial
+        # would run for ever.
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return RDBStorage(
+            url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S
+        )
+
+
+def _with_driver(url: str) -> str:
+    """Name psycopg 3 where no driver is named: SQLAlchemy would take psycopg2."""
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+def _with_attempts(build):
+    """Call `build`, again if another process sets up the same tables at this moment."""
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return build()
+        except (IntegrityError, OperationalError, ProgrammingError) as error:
+            is_race = any(word in str(error) for word in ("already exists", "nique", "duplicate"))
+            if not left or not is_race:
+                raise
+            time.sleep(PAUSE_S)
+    raise AssertionError("unreachable")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:300]
