@@ -49,6 +49,12 @@ def unchecked(runs: Sequence[Run]) -> list[str]:
         found.append(
             f"no run.json of {_names(without)} at hand: its folds were compared by name alone."
         )
+    apart = [run.name for run in runs[1:] if _draws_its_own(runs[0], run)]
+    if apart:
+        found.append(
+            f"the supports of {_names(apart)} were drawn with other seeds: its test windows are "
+            "others by the protocol."
+        )
     return found
 
 
@@ -141,6 +147,12 @@ def _windows(reference: Run, other: Run) -> list[str]:
         return []
     words = [f"{subject_id} ({what})" for subject_id, what in found.items()]
     return [f"test windows of {len(found)} subjects are others: {_names(words)}."]
+
+
+def _draws_its_own(reference: Run, other: Run) -> bool:
+    """Whether the protocol draws supports by the seed, and the runs share none."""
+    shared = set(reference.results["seeds"]) & set(other.results["seeds"])
+    return reference.results["protocol"] != "deploy" and not shared
 
 
 def _what_differs(a: Prediction, b: Prediction) -> str | None:
