@@ -95,7 +95,7 @@ def scatter_figure(
 def course_figure(study: Mapping[str, Any]) -> "go.Figure":
     """Draw the value of each complete trial and the best until then."""
     course = study["course"]
-    name = study["metric_names"][0] if study["metric_names"] else "value"
+    name = study["objective"][0] if study["objective"] else "value"
     figure = _figure(f"{study['study']}: {name} on meta-validation subjects")
     numbers = [each["number"] for each in course]
     figure.add_scatter(

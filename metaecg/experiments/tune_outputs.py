@@ -77,14 +77,21 @@ def describe(plan: Plan, study) -> dict[str, Any]:
 
 
 def importances(study) -> tuple[dict[str, float] | None, str | None]:
-    """Return how much each field decided over the deciding figure, or why that can't be said."""
+    """Return how much each field sets the best trials apart, or why that can't be said.
+
+    Of a multi-objective study the best are its front.
+    """
     import optuna
 
-    n_complete = sum(t.state.name == "COMPLETE" for t in study.get_trials(deepcopy=False))
-    if n_complete < MIN_FOR_IMPORTANCE:
-        return None, f"{n_complete} complete trials; at least {MIN_FOR_IMPORTANCE} are needed"
+    trials = study.get_trials(deepcopy=False)
+    values = [tuple(trial.values) for trial in trials if trial.state.name == "COMPLETE"]
+    if len(values) < MIN_FOR_IMPORTANCE:
+        return None, f"{len(values)} complete trials; at least {MIN_FOR_IMPORTANCE} are needed"
+    if len(set(values)) == 1:
+        return None, "all trials are worth the same"
     try:
-        found = optuna.importance.get_param_importances(study, target=lambda t: t.values[0])
+        # Without a target: with one, optuna asks what leads to its low values, not to good ones.
+        found = optuna.importance.get_param_importances(study)
     except (ValueError, RuntimeError) as error:
         return None, str(error)
     if not all(np.isfinite(value) for value in found.values()):
