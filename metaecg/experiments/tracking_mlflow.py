@@ -8,6 +8,7 @@ import hashlib
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -235,9 +236,15 @@ def _default_store(uri: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, or its kind; no password is in it."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return without_password(lines[0][:300])
+    """Return what went wrong in a line; no password is in it.
+
+    Of a connection that fails MLflow tells the whole request; what lies beneath says it shortly.
+    """
+    beneath = error
+    while beneath.__cause__ or beneath.__context__:
+        beneath = beneath.__cause__ or beneath.__context__
+    said = str(beneath if isinstance(beneath, OSError) else error)
+    return without_password((said.splitlines() or [type(error).__name__])[0][:300])
 
 
 def _batches(found: list, size: int) -> list[list]:
@@ -258,8 +265,11 @@ def _stage(folder: Path, file: dict, target: Path) -> None:
 
 def _save_pyfunc(target: Path, source: Path, facts: dict, logged, run_id: str) -> None:
     """Write the folder of an MLflow model: MLmodel, signature, input example, requirements, data."""
-    import mlflow.pyfunc
     import numpy as np
+
+    with warnings.catch_warnings():  # of its own type hints, when it is first imported
+        warnings.simplefilter("ignore")
+        import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
