@@ -20,7 +20,7 @@ from metaecg.models.registry_uri import without_password
 
 LOOK_EVERY_S = 0.5
 """How soon a new line is sent; a run's end is sent at once."""
-NICENESS = 5
+NICENESS = 10
 """Training goes first."""
 
 

@@ -384,3 +384,28 @@ def test_a_planted_leak_is_found_job_by_job():
     h_tuning._check_unseen(job, {"d"})
     with pytest.raises(LeakageError, match="1 of its subjects, first 'b'"):
         h_tuning._check_unseen(job, {"b", "d"})
+
+
+def test_the_run_is_an_mlflow_run_with_its_data_and_its_base(data, tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracked = ["--methods", "full", "tracking.enabled=true", "tracking.register_as=twelve"]
+    assert run(data, tmp_path / "run", *tracked) == 0
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (recorded,) = client.search_runs([client.get_experiment_by_name("h_tuning").experiment_id])
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.params["train.n_steps"] == "3"
+    assert recorded.data.tags["protocol"] == "splits by patient: patients"
+    assert recorded.data.tags["mlflow.source.git.commit"] == "abc"
+    (dataset,) = [each.dataset for each in recorded.inputs.dataset_inputs]
+    assert (dataset.name, json.loads(dataset.profile)["database"]) == (
+        "ptbxl_subset",
+        "ptb-xl 1.0.3",
+    )
+    assert str(data) not in dataset.source
+    name = "ptbxl_subset--patients--seed-0--full/loss"
+    course = client.get_metric_history(recorded.info.run_id, name)
+    assert [point.step for point in course] == [1, 2, 3]
+    (version,) = client.search_model_versions("name = 'twelve'")
+    assert version.run_id == recorded.info.run_id
