@@ -43,6 +43,7 @@ class NetworkConfig(Section):
 
     name: Literal[
         "compact-cnn",
+        "compact-cnn-ensemble",
         "metava",
         "resnet1d-18",
         "gru",

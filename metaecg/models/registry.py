@@ -8,6 +8,7 @@ from torch import nn
 from metaecg.checks import check_option, check_positive
 from metaecg.models.backbones.cnn_transformer import CNNTransformer
 from metaecg.models.backbones.compact_cnn import CompactCNN
+from metaecg.models.backbones.ensemble import CompactCNNEnsemble
 from metaecg.models.backbones.metava import MetaVANet
 from metaecg.models.backbones.net1d import Net1D
 from metaecg.models.backbones.recurrent import BiLSTMNet, GRUNet, LSTMNet
@@ -16,6 +17,7 @@ from metaecg.seeding import borrowed_torch_stream
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "compact-cnn": CompactCNN,
+    "compact-cnn-ensemble": CompactCNNEnsemble,
     "metava": MetaVANet,
     "resnet1d-18": ResNet1d18,
     "gru": GRUNet,

@@ -19,6 +19,7 @@ from metaecg.tasks.sampler import Task
 LN3 = float(np.log(3.0))
 STACKABLE = [
     ("compact-cnn", {"width": 4}),
+    ("compact-cnn-ensemble", {"width": 4, "n_members": 2}),
     ("resnet1d-18", {"norm": "group", "width": 8}),
     ("net1d", {"base_filters": 16, "filters": [16], "n_blocks": 1}),
 ]

@@ -17,6 +17,8 @@ from metaecg.models.registry import NETWORKS, architecture_arguments, build_netw
 N_PARAMETERS = {
     # 32*21 + 32*32*5 + 32*64*5 + 64*64*3 weights, 2*(32+32+64+64) norms, 128*2+2 head
     "compact-cnn": 28_962,
+    # three bodies of 28_704, head 3*128*2+2
+    "compact-cnn-ensemble": 86_882,
     # as in the released code: mid 64, d_model 16 (its published total is tested in test_metava)
     "metava": 78_034,
     # stem 448+128, stages 49_664 + 181_504 + 723_456 + 2_888_704, head 1_026; of the first stage
@@ -34,11 +36,13 @@ N_PARAMETERS = {
 }
 VARIANTS = [(name, {}) for name in N_PARAMETERS] + [
     ("compact-cnn", {"width": 16}),
+    ("compact-cnn-ensemble", {"width": 16, "n_members": 2}),
     ("resnet1d-18", {"norm": "group", "width": 16}),
     ("net1d", {"use_bn": True, "base_filters": 32, "filters": [32, 16], "n_blocks": 1}),
 ]
 VMAP_VARIANTS = [
     ("compact-cnn", {}),
+    ("compact-cnn-ensemble", {}),
     ("resnet1d-18", {"norm": "group", "width": 16}),
     ("net1d", {}),
 ]
@@ -147,7 +151,7 @@ def test_gradients_of_stacked_weights_in_one_vmap_are_those_of_a_loop(name, kwar
 
 @every_variant
 def test_a_network_says_whether_many_weights_can_run_in_one_vmap(name, kwargs):
-    expected = (name, kwargs) in [*VMAP_VARIANTS, ("compact-cnn", {"width": 16})]
+    expected = (name, kwargs) in VMAP_VARIANTS or name.startswith("compact-cnn")
     assert getattr(make(name, **kwargs), "supports_vmap", False) is expected
 
 

@@ -12,7 +12,46 @@ below 20 Hz, so 50 Hz keeps both."""
 N_GROUPS = 4
 
 
-class CompactCNN(nn.Module):
+class CompactBody(nn.Module):
+    """What of a `CompactCNN` comes before its head: four strided convolutions, pooled over time.
+
+    Parameters
+    ----------
+    n_leads, n_samples
+        Shape of one window. The layers are the same for every `n_samples`.
+    fs_hz
+        Sampling rate in hertz; sets the length of the first kernel (0.1 s) and its stride
+        (down to about 50 Hz).
+    width
+        Channels of the first two layers, a multiple of 4; the others have twice as many.
+    """
+
+    supports_vmap = True
+
+    def __init__(self, *, n_leads: int, n_samples: int, fs_hz: float, width: int = 32) -> None:
+        super().__init__()
+        if width < N_GROUPS or width % N_GROUPS:
+            raise ValueError(f"width is {width}; a multiple of {N_GROUPS} was expected.")
+        self.n_leads, self.n_samples, self.fs_hz, self.width = n_leads, n_samples, fs_hz, width
+        kernel = round(STEM_S * fs_hz) // 2 * 2 + 1
+        stride = max(1, round(fs_hz / FRAME_HZ))
+        self.blocks = nn.Sequential(
+            ConvBlock(n_leads, width, kernel=kernel, stride=stride),
+            ConvBlock(width, width, kernel=5, stride=2),
+            ConvBlock(width, 2 * width, kernel=5, stride=2),
+            ConvBlock(2 * width, 2 * width, kernel=3, stride=1),
+        )
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what a head sees, shape ``(batch, 4 * width)``: mean, then maximum over time.
+
+        `x` has shape ``(batch, n_leads, n_samples)``.
+        """
+        frames = self.blocks(x)  # (batch, 2 * width, n_frames)
+        return torch.cat([frames.mean(dim=-1), frames.amax(dim=-1)], dim=-1)
+
+
+class CompactCNN(CompactBody):
     """Four strided convolutions with group norm, pooled over time.
 
     Every convolution is plain (no groups, no dilation, zero padding), so a low-rank adapter can
@@ -45,31 +84,11 @@ class CompactCNN(nn.Module):
     torch.Size([8, 2])
     """
 
-    supports_vmap = True
-
     def __init__(
         self, *, n_leads: int, n_samples: int, fs_hz: float, n_classes: int, width: int = 32
     ) -> None:
-        super().__init__()
-        if width < N_GROUPS or width % N_GROUPS:
-            raise ValueError(f"width is {width}; a multiple of {N_GROUPS} was expected.")
-        kernel = round(STEM_S * fs_hz) // 2 * 2 + 1
-        stride = max(1, round(fs_hz / FRAME_HZ))
-        self.blocks = nn.Sequential(
-            ConvBlock(n_leads, width, kernel=kernel, stride=stride),
-            ConvBlock(width, width, kernel=5, stride=2),
-            ConvBlock(width, 2 * width, kernel=5, stride=2),
-            ConvBlock(2 * width, 2 * width, kernel=3, stride=1),
-        )
+        super().__init__(n_leads=n_leads, n_samples=n_samples, fs_hz=fs_hz, width=width)
         self.head = nn.Linear(4 * width, n_classes)
-
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the head sees, shape ``(batch, 4 * width)``: mean, then maximum over time.
-
-        `x` has shape ``(batch, n_leads, n_samples)``.
-        """
-        frames = self.blocks(x)  # (batch, 2 * width, n_frames)
-        return torch.cat([frames.mean(dim=-1), frames.amax(dim=-1)], dim=-1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits ``(batch, n_classes)`` of windows ``(batch, n_leads, n_samples)``."""
