@@ -169,7 +169,7 @@ def _study(study: Mapping[str, Any]) -> dict[str, Any]:
         "states": states or "none",
         "course": _picture(course_figure(study)) if study["course"] else None,
         "importance": _picture(importance_figure(study)) if study["importance"] else None,
-        "why_no_importance": study["why_no_importance"],
+        "importance_note": study["importance_note"],
         "is_multi_objective": len(study["directions"]) > 1,
     }
 

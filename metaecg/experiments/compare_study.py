@@ -79,7 +79,7 @@ def _from_file(path: Path) -> dict[str, Any]:
                 (t["number"], float(t["values"][0])) for t in trials if t["state"] == "complete"
             ],
             "importance": content["importance"],
-            "why_no_importance": content["importance_note"],
+            "importance_note": content["importance_note"],
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(
@@ -128,7 +128,7 @@ def _load(url: str, study_name: str, shown: str):
 def _described(study) -> dict[str, Any]:
     from metaecg.experiments.tune_outputs import importances
 
-    importance, why_not = importances(study)
+    importance, note = importances(study)
     return {
         "study": study.study_name,
         "objective": list(study.metric_names or []),
@@ -141,5 +141,5 @@ def _described(study) -> dict[str, Any]:
             if trial.state.name == "COMPLETE"
         ],
         "importance": importance,
-        "why_no_importance": why_not,
+        "importance_note": note,
     }

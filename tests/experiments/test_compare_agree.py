@@ -182,10 +182,13 @@ def test_supports_drawn_at_random_are_compared_seed_by_seed(tmp_path):
     assert "test windows of 8 subjects are others" in lines_of(first, second)[0]
 
 
-def test_windows_of_subjects_without_va_play_no_part(tmp_path, a):
-    extra = predictions_of(["vfdb/999"], is_one_class=True, labels=np.zeros(N, int))
-    b = make_run(tmp_path / "b", shifted(0.01), predictions=predictions_of() + extra)
-    compare([str(a), str(b)])
+def test_windows_of_subjects_without_va_play_no_part(tmp_path):
+    runs = []
+    for name, by in (("a", 0.0), ("b", 0.01)):
+        facts = {"is_one_class": True, "start_s": 2.0 * np.arange(N) + by}
+        predictions = predictions_of() + predictions_of(["vfdb/999"], **facts)
+        runs.append(make_run(tmp_path / name, shifted(by), predictions=predictions))
+    compare([str(run) for run in runs])
 
 
 def test_seeds_commits_versions_methods_and_parameters_may_differ_and_are_shown(tmp_path, a):

@@ -12,9 +12,10 @@ from made_runs import make_run, shifted, write
 from metaecg.errors import ConfigError, DataError
 from metaecg.experiments.compare import compare
 from metaecg.experiments.compare_study import describe_studies
-from metaecg.experiments.tune_outputs import importances
+from metaecg.experiments.tune_outputs import MIN_FOR_IMPORTANCE, importances
 
 VALUES = (0.5, 0.25, 0.75, 0.625, 1.0)
+MANY = (*VALUES, *(place / 32 for place in range(MIN_FOR_IMPORTANCE)))
 
 
 def make_study(storage=None, values=VALUES, *, name="va", directions=("maximize",)):
@@ -30,7 +31,7 @@ def make_study(storage=None, values=VALUES, *, name="va", directions=("maximize"
             optuna.trial.create_trial(
                 state=state,
                 values=found if value is not None else None,
-                params={"rate": value or 0.1, "steps": place / 10},
+                params={"rate": value or 0.1, "steps": place / 50},
                 distributions={"rate": spread, "steps": spread},
             )
         )
@@ -62,7 +63,14 @@ def test_the_course_of_a_database_holds_the_complete_trials_and_the_best_until_t
     assert [each["best"] for each in found["course"]] == [0.5, 0.5, 0.75, 0.75, 1.0]
     assert found["states"] == {"complete": 5, "pruned": 1, "fail": 1}
     assert (found["study"], found["source"]) == ("va", f"sqlite:///{sqlite}")
+    assert found["importance"] is None and "at least" in found["importance_note"]
+
+
+def test_what_mattered_is_taken_from_a_database_with_enough_trials(tmp_path):
+    make_study(f"sqlite:///{tmp_path / 'study.db'}", MANY)
+    (found,) = describe_studies([f"sqlite:///{tmp_path / 'study.db'}:va"], [])
     assert found["importance"].keys() == {"rate", "steps"}
+    assert sum(found["importance"].values()) == pytest.approx(1.0)
 
 
 def test_a_folder_of_tune_is_read_from_its_file(tmp_path):
@@ -150,16 +158,15 @@ def test_what_mattered_is_what_leads_to_good_values_and_not_to_bad_ones():
                 distributions={"peak": spread, "pit": spread},
             )
         )
-    found, why_not = importances(study)
-    assert why_not is None and found["peak"] > 0.9
+    found, _ = importances(study)
+    assert found["peak"] > 0.9
 
 
 def test_no_importance_is_made_up_from_a_few_trials_or_from_equal_ones():
-    assert importances(make_study(values=VALUES[:3])) == (
-        None,
-        "3 complete trials; at least 4 are needed",
-    )
-    assert importances(make_study(values=(0.5,) * 6)) == (None, "all trials are worth the same")
+    few, why = importances(make_study(values=VALUES[:3]))
+    assert few is None and why.startswith("3 complete trials; at least")
+    equal, why = importances(make_study(values=(0.5,) * len(MANY)))
+    assert (equal, why) == (None, "all trials are worth the same")
 
 
 def test_a_study_of_two_objectives_has_a_course_by_the_first(tmp_path):
