@@ -9,8 +9,8 @@ MISSING = "–"
 MAX_PARAMETERS = 12
 """Rows of parameters that the terminal shows; the page and --json have all."""
 MAX_VALUE = 40
-WIDTH = 120
-"""Columns where the output is no terminal."""
+WIDTH, NARROW = 120, 112
+"""Columns where the output is no terminal, and below which the verdicts stand under the table."""
 
 
 def print_comparison(comparison: Mapping[str, Any], *, width: int | None = None) -> None:
@@ -30,7 +30,10 @@ def print_comparison(comparison: Mapping[str, Any], *, width: int | None = None)
         console = Console(highlight=False, width=width or WIDTH)
     console.print(headline(comparison), markup=False)
     console.print()
-    console.print(_table(comparison))
+    is_narrow = console.width < NARROW
+    console.print(_table(comparison, is_narrow=is_narrow))
+    for line in _verdicts(comparison) if is_narrow else ():
+        console.print(line, markup=False)
     for line in explanations(comparison):
         console.print(line, markup=False)
     if comparison["parameters"]:
@@ -140,7 +143,15 @@ def _signed(value: float, digits: int) -> str:
     return f"{value + 0.0:+.{digits}f}".replace("-0." + "0" * digits, "+0." + "0" * digits)
 
 
-def _table(comparison: Mapping[str, Any]):
+def _verdicts(comparison: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for row in comparison["rows"][1:]:
+        _, could_show, words = _difference_cells(row, comparison)
+        lines.append(f"{row['label']}: {words} (could show {could_show})")
+    return lines
+
+
+def _table(comparison: Mapping[str, Any], *, is_narrow: bool):
     from rich.table import Table
     from rich.text import Text
 
@@ -148,30 +159,31 @@ def _table(comparison: Mapping[str, Any]):
     rows = comparison["rows"]
     several = len({row["run"] for row in rows}) > 1
     names = ["run"] * several + ["method"]
-    metric = comparison["metric"]
+    with_interval = () if is_narrow else ("auc", comparison["metric"])
     for name in names:
         table.add_column(name, overflow="fold")
-    for name in ("n", "seeds"):
-        table.add_column(name, justify="right")
+    table.add_column("n", justify="right")
+    if not is_narrow:
+        table.add_column("seeds", justify="right")
     for name in columns_of(comparison):
-        suffix = ", mean [95 %]" if name in ("auc", metric) else ""
+        suffix = ", mean [95 %]" if name in with_interval else ""
         table.add_column(WORDS[name] + suffix, no_wrap=True)
     table.add_column("difference [95 %]", no_wrap=True)
-    table.add_column("could show", justify="right", no_wrap=True)
-    table.add_column("verdict")
+    if not is_narrow:
+        table.add_column("could show", justify="right", no_wrap=True)
+        table.add_column("verdict")
     for row in rows:
-        cells = [row[name] for name in names]
-        cells += [str(row["n_subjects"]), str(len(row["seeds"]))]
-        cells += [_cell(row, name, metric) for name in columns_of(comparison)]
-        table.add_row(*map(Text, cells + _difference_cells(row, comparison)))
+        cells = [row[name] for name in names] + [str(row["n_subjects"])]
+        cells += [] if is_narrow else [str(len(row["seeds"]))]
+        cells += [_cell(row, name, name in with_interval) for name in columns_of(comparison)]
+        difference = _difference_cells(row, comparison)
+        table.add_row(*map(Text, cells + (difference[:1] if is_narrow else difference)))
     return table
 
 
-def _cell(row: Mapping[str, Any], name: str, metric: str) -> str:
+def _cell(row: Mapping[str, Any], name: str, with_interval: bool) -> str:
     figure = row["figures"][name]
-    if name not in ("auc", metric):
-        figure = {**figure, "ci95": None}
-    return figure_text(figure, name)
+    return figure_text(figure if with_interval else {**figure, "ci95": None}, name)
 
 
 def _difference_cells(row: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:

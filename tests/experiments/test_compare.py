@@ -12,6 +12,7 @@ from scipy.stats import bootstrap
 from metaecg.errors import ConfigError, DataError
 from metaecg.experiments import compare as command
 from metaecg.experiments.compare import compare
+from metaecg.experiments.compare_tables import print_comparison
 from metaecg.seeding import numpy_generator
 
 ROOT = Path(__file__).parents[2]
@@ -189,6 +190,17 @@ def test_the_table_holds_what_the_json_holds(pair, tmp_path, capsys):
     assert f"±{found['half_width']:.3f}" in text
     assert re.search(r"^meta.inner_lr +0.05 +0.2", text, flags=re.M)
     assert f"written: {page}, {json_file}" in text
+
+
+def test_a_narrow_terminal_gets_whole_figures_and_the_verdicts_under_the_table(pair, capsys):
+    found = compare(pair)
+    print_comparison(found, width=80)
+    text = capsys.readouterr().out
+    low, high = found["rows"][1]["difference"]["ci95"]
+    row = next(line for line in text.splitlines() if re.match(r"b +pretrain\+full", line))
+    assert f"+0.017 [{low:+.3f}, {high:+.3f}]" in row
+    assert re.search(r"^b: better \(could show ±0\.\d{3}\)$", text, flags=re.M)
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
 
 
 def test_json_is_all_that_stands_on_standard_output(pair, capsys):
