@@ -143,17 +143,10 @@ class RhythmModel:
             If the shapes differ, a time is not finite or a label is neither 0 nor 1.
         """
         start_s, labels = checked_support(start_s, labels)
-        if not len(start_s):
-            return self.chain
-        positive = np.sort(start_s[labels])
-        n_va = len(positive)
-        n_runs = min(n_va, 1) + int((np.diff(positive) > ADJACENT_STEPS * self.step_s).sum())
-        n_other = max((start_s.max() - start_s.min()) / self.step_s + 1 - n_va, 0)
-        onset = (n_runs + self.strength_onset * self.p_onset) / (n_other + self.strength_onset)
-        end = (n_runs + self.strength_end * self.p_end) / (n_va + self.strength_end)
-        return RhythmChain(
-            p_onset=float(np.clip(onset, *ONSET_RANGE)), p_end=float(np.clip(end, *END_RANGE))
-        )
+        n_runs, n_va, n_other = support_counts(start_s, labels, self.step_s)
+        onset = shrunk(n_runs, n_other, self.p_onset, self.strength_onset, ONSET_RANGE)
+        end = shrunk(n_runs, n_va, self.p_end, self.strength_end, END_RANGE)
+        return RhythmChain(p_onset=float(onset), p_end=float(end))
 
     def evidence(self, logit: float) -> float:
         """Return what one logit (positive minus the other) says, in log odds within `BOUND`."""
@@ -287,6 +280,25 @@ def checked_support(start_s: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
         strange = labels[~np.isin(labels, (0, 1))][0].item()
         raise DataError(f"labels holds {strange!r}; 1 for the positive class or 0 was expected.")
     return start_s, labels.astype(bool)
+
+
+def support_counts(
+    start_s: np.ndarray, labels: np.ndarray, step_s: float
+) -> tuple[int, int, float]:
+    """Return the runs of positive windows, the positive windows and the other steps of a support.
+
+    `labels` is bool. Without a window all are 0.
+    """
+    positive = np.sort(start_s[labels])
+    n_va = len(positive)
+    n_runs = min(n_va, 1) + int((np.diff(positive) > ADJACENT_STEPS * step_s).sum())
+    n_steps = (start_s.max() - start_s.min()) / step_s + 1 if len(start_s) else 0.0
+    return n_runs, n_va, max(n_steps - n_va, 0.0)
+
+
+def shrunk(count, n_steps, p, strength, allowed: tuple[float, float]):
+    """Return the rate of `count` in `n_steps`, drawn towards `p` as by `strength` steps more."""
+    return np.clip((count + strength * p) / (n_steps + strength), *allowed)
 
 
 def _decays(
