@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from made_runs import change, make_run, shifted
 from mlflow.tracking import MlflowClient
+from test_tracking_server import Server
 
 from metaecg.errors import DataError
 from metaecg.experiments import compare as command
@@ -169,6 +170,28 @@ def test_the_named_store_comes_before_the_environments_and_that_before_a_file(tr
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://team:5000")
     assert store_uri(None, beside) == "http://team:5000"
     assert store_uri("sqlite:///mine.db", beside) == "sqlite:///mine.db"
+
+
+@pytest.mark.slow
+def test_runs_are_taken_from_a_real_tracking_server(tmp_path):
+    """Started here on a free port of this machine; it hands out the files itself."""
+    server = Server(tmp_path)
+    server.start()
+    try:
+        client = MlflowClient(tracking_uri=server.uri)
+        experiment = client.create_experiment("ours")
+        for name, by in (("a", 0.0), ("b", 0.01)):
+            run_id = client.create_run(experiment, run_name=name).info.run_id
+            client.log_artifacts(run_id, str(make_run(tmp_path / name, shifted(by))))
+            client.set_terminated(run_id)
+        found = compare([], experiment="ours", tracking_uri=server.uri)
+        mixed = compare([run_id[:6], str(tmp_path / "a")], tracking_uri=server.uri)
+    finally:
+        server.stop()
+    assert [row["run"].split()[0] for row in found["rows"]] == ["b", "a"]
+    assert found["rows"][1]["difference"]["mean"] == pytest.approx(-0.01)
+    assert mixed["rows"][1]["difference"]["mean"] == pytest.approx(-0.01)
+    assert not any("predictions" in note for note in found["notes"])
 
 
 def test_two_real_runs_are_compared_from_their_folders_and_from_the_store(tmp_path, monkeypatch):
