@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MAX_LABEL = 34
 MAX_BARS = 15
 """Parameters whose importance is drawn."""
+_LEGEND = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom", "x": 0}
+"""Under the picture: on a narrow page it takes two lines and would cover the title."""
+_MARGIN = {"l": 60, "r": 20, "t": 80, "b": 105}
 _COLOURS = {"better": BETTER, "worse": WORSE}
 
 
@@ -40,7 +43,7 @@ def forest_figure(comparison: Mapping[str, Any], *, note: str = "") -> "go.Figur
             _add_intervals(figure, rows, mine, verdict, comparison)
     figure.add_vline(x=0, line={"color": BEFORE, "width": 1.5, "dash": "dot"})
     figure.update_layout(
-        height=190 + 34 * max(len(rows), 2),
+        height=220 + 34 * max(len(rows), 2),
         xaxis={"title": {"text": f"{metric} minus that of the reference"}, "zeroline": False},
         yaxis={
             "tickvals": list(range(len(rows))),  # places, not names: two may be shortened alike
@@ -50,7 +53,8 @@ def forest_figure(comparison: Mapping[str, Any], *, note: str = "") -> "go.Figur
             "zeroline": False,
         },
         showlegend=True,
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        legend=_LEGEND,
+        margin=_MARGIN,
     )
     return figure
 
@@ -84,10 +88,12 @@ def scatter_figure(
         mine = [s for s, (x, y) in pairs.items() if (y > x) - (y < x) == towards]
         _add_subjects(figure, pairs, mine, name, digits_of(comparison["metric"]))
     figure.update_layout(
-        height=620,
+        height=660,
         xaxis={"title": {"text": _short(reference["label"])}, "range": [low, high], "zeroline": False},
-        yaxis={"title": {"text": _short(row["label"])}, "range": [low, high], "zeroline": False},
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        yaxis={"title": {"text": _short(row["label"]), "standoff": 8}, "automargin": True,
+               "range": [low, high], "zeroline": False},
+        legend=_LEGEND,
+        margin=_MARGIN,
     )  # fmt: skip
     return figure
 
@@ -115,10 +121,15 @@ def course_figure(study: Mapping[str, Any]) -> "go.Figure":
         hovertemplate="best after trial %{x}: %{y:.4f}<extra></extra>",
     )
     figure.update_layout(
-        height=420,
+        height=440,
         xaxis={"title": {"text": "trial"}, "zeroline": False, "tickformat": "d"},
-        yaxis={"title": {"text": html.escape(name)}, "zeroline": False},
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        yaxis={
+            "title": {"text": html.escape(name), "standoff": 8},
+            "automargin": True,
+            "zeroline": False,
+        },
+        legend=_LEGEND,
+        margin=_MARGIN,
     )
     return figure
 
