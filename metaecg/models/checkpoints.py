@@ -22,15 +22,22 @@ from metaecg import __version__
 from metaecg.checks import check_option, check_windows, did_you_mean
 from metaecg.data.preprocessing import Preprocessing
 from metaecg.errors import CheckpointError, DataError
+from metaecg.models.base_files import (
+    CONFIG_NAME,
+    FORMAT,
+    FORMAT_VERSION,
+    WEIGHTS_NAME,
+    parse_config,
+    parse_facts,
+    parse_tensors,
+    read_file,
+)
 from metaecg.models.folders import write_folder
 from metaecg.models.inference import network_logits, softmax
 from metaecg.models.registry import NETWORKS, build_network
 from metaecg.models.registry_uri import base_from_registry, is_registry_uri
+from metaecg.models.rhythm import RhythmModel
 
-FORMAT = "metaecg-base"
-FORMAT_VERSION = 1
-CONFIG_NAME = "base.json"
-WEIGHTS_NAME = "weights.safetensors"
 PUBLISHED = Path(__file__).parent / "published"
 REPLACE_PAUSES_S = (0.0, 0.02, 0.1)  # a folder may be in the middle of being replaced
 
@@ -55,6 +62,9 @@ class BaseModel:
     preprocessing: Preprocessing
     training: dict = field(default_factory=dict)
     """Facts for the record, JSON values only: subject_ids, checksums, recipe."""
+    rhythm: RhythmModel | None = None
+    """How a window's neighbours count, fitted to held-out subjects of this base's kind; for two
+    classes. The base's own logits and probabilities don't use it."""
 
     def __post_init__(self) -> None:
         check_option("architecture", self.architecture, NETWORKS)
@@ -63,6 +73,8 @@ class BaseModel:
                 f"the network gives {self.network.head.out_features} logits, but classes has "
                 f"{len(self.classes)} names: {tuple(self.classes)}. Give one name per logit."
             )
+        if self.rhythm is not None:
+            _check_rhythm(self.rhythm, self.classes)
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "network", copy.deepcopy(self.network).eval())
 
@@ -98,8 +110,8 @@ class BaseModel:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all that decides the output.
 
-        That is weights, architecture, labels and preprocessing; the facts in `training`
-        don't count.
+        That is weights, architecture, labels, preprocessing and, if there is one, the rhythm model;
+        the facts in `training` don't count.
         """
         facts = json.dumps(self._deciding_facts(), sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(facts.encode())
@@ -139,12 +151,15 @@ class BaseModel:
         return windows
 
     def _deciding_facts(self) -> dict:
+        # A base without a rhythm model has no key for it: its fingerprint is that of earlier days.
+        rhythm = {} if self.rhythm is None else {"rhythm": self.rhythm.to_dict()}
         return {
             "architecture": self.architecture,
             "architecture_kwargs": self.architecture_kwargs,
             "n_leads": self.n_leads,
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.to_dict(),
+            **rhythm,
         }
 
     def _config(self, weights: bytes) -> dict:
@@ -201,8 +216,8 @@ def load_base(name_or_dir: str | Path) -> BaseModel:
 def _load(folder: Path, *, asked: str | Path) -> BaseModel:
     """Load the base in a folder, which the user named `asked`."""
     config, weights = _read_folder(folder, asked=asked)
-    facts = _parse_facts(config, where=folder / CONFIG_NAME)
-    tensors = _parse_tensors(weights, where=folder / WEIGHTS_NAME)
+    facts = parse_facts(config, where=folder / CONFIG_NAME)
+    tensors = parse_tensors(weights, where=folder / WEIGHTS_NAME)
     base = BaseModel(network=_build(facts, tensors, where=folder), **facts)
     if base.fingerprint != config.get("fingerprint"):
         raise CheckpointError(
@@ -230,8 +245,8 @@ def _read_once(folder: Path, *, asked: str | Path) -> tuple[dict, bytes]:
             f"there is no base {str(asked)!r}: neither a folder nor a published name. Published: "
             f"{did_you_mean(asked, published_names()) if published_names() else 'none.'}"
         )
-    config = _parse_config(_read(folder, CONFIG_NAME), where=folder / CONFIG_NAME)
-    weights = _read(folder, WEIGHTS_NAME)
+    config = parse_config(read_file(folder, CONFIG_NAME), where=folder / CONFIG_NAME)
+    weights = read_file(folder, WEIGHTS_NAME)
     expected = config["weights"]
     if len(weights) != expected.get("n_bytes"):
         raise CheckpointError(
@@ -247,85 +262,9 @@ def _read_once(folder: Path, *, asked: str | Path) -> tuple[dict, bytes]:
     return config, weights
 
 
-def _read(folder: Path, name: str) -> bytes:
-    try:
-        return (folder / name).read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder / name} can't be read ({error.strerror}); a base is a folder with "
-            f"{CONFIG_NAME} and {WEIGHTS_NAME}. Give such a folder or a published name."
-        ) from error
-
-
-def _parse_config(text: bytes, *, where: Path) -> dict:
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{where} is not JSON: {error}. Save the base again.") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise CheckpointError(f"{where} is not a base of metaecg: its format is not {FORMAT!r}.")
-    if config.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{where} has format version {config.get('format_version')!r}; this metaecg reads "
-            f"{FORMAT_VERSION}. Load it with metaecg {config.get('metaecg_version')} or later."
-        )
-    for key, kind in _CONFIG_KINDS.items():
-        if not isinstance(config.get(key), kind):
-            raise CheckpointError(
-                f"{where} has {config.get(key)!r} as {key!r}; a {kind.__name__} was expected. "
-                "Save the base again."
-            )
-    return config
-
-
-_CONFIG_KINDS = {
-    "architecture": str,
-    "architecture_kwargs": dict,
-    "n_leads": int,
-    "classes": list,
-    "preprocessing": dict,
-    "weights": dict,
-    "training": dict,
-}
-
-
-def _parse_facts(config: dict, *, where: Path) -> dict:
-    """Return BaseModel's arguments without the network."""
-    if config["architecture"] not in NETWORKS:
-        raise CheckpointError(
-            f"{where} names the architecture {config['architecture']!r}; this metaecg knows "
-            f"{did_you_mean(config['architecture'], NETWORKS)}"
-        )
-    try:
-        preprocessing = Preprocessing.from_dict(config["preprocessing"])
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{where} has a preprocessing that can't be used: {error}") from error
-    return {
-        "architecture": config["architecture"],
-        "architecture_kwargs": config["architecture_kwargs"],
-        "n_leads": config["n_leads"],
-        "classes": tuple(config["classes"]),
-        "preprocessing": preprocessing,
-        "training": config["training"],
-    }
-
-
-def _parse_tensors(weights: bytes, *, where: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        return load(weights)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{where} is not a safetensors file ({error}); other formats are never opened. Save "
-            "the base again."
-        ) from error
-
-
 def _build(facts: dict, tensors: dict[str, torch.Tensor], *, where: Path) -> nn.Module:
     """Return the network with the weights, after the shapes were compared."""
-    facts = {key: value for key, value in facts.items() if key != "training"}
+    facts = {k: value for k, value in facts.items() if k not in ("training", "rhythm")}
     try:
         skeleton = _skeleton(**facts)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -362,6 +301,16 @@ def _network(
         generator=torch.Generator("cpu"),  # its weights are replaced: leave the global stream alone
         **architecture_kwargs,
     )
+
+
+def _check_rhythm(rhythm: RhythmModel, classes: tuple[str, ...]) -> None:
+    if not isinstance(rhythm, RhythmModel):
+        raise ValueError(f"rhythm is {rhythm!r}; a RhythmModel or None was expected.")
+    if len(classes) != 2:
+        raise ValueError(
+            f"the base has the classes {tuple(classes)} and a rhythm model, which knows two. Leave "
+            "rhythm out."
+        )
 
 
 def _json_bytes(config: dict) -> bytes:

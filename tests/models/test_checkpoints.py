@@ -17,6 +17,7 @@ from metaecg.models import checkpoints, folders, inference
 from metaecg.models.checkpoints import BaseModel, load_base, published_names
 from metaecg.models.inference import network_logits
 from metaecg.models.registry import build_network
+from metaecg.models.rhythm import RhythmModel
 
 
 def make_base(seed: int = 0, *, width: int = 16, **changes) -> BaseModel:
@@ -39,6 +40,12 @@ def make_base(seed: int = 0, *, width: int = 16, **changes) -> BaseModel:
         "training": {"subject_ids": ["a", "b"]},
     }
     return BaseModel(**{**values, **changes})
+
+
+def make_rhythm(**changes) -> RhythmModel:
+    values = {"p_onset": 0.1, "p_end": 0.2, "strength_onset": 100, "strength_end": 10}
+    values |= {"temperature": 1 / 3, "bias": 2, "threshold": 0.4, "step_s": 2}
+    return RhythmModel(**{**values, **changes})
 
 
 def some_windows(n: int = 5, n_leads: int = 1) -> np.ndarray:
@@ -165,6 +172,65 @@ def test_the_fingerprint_changes_with_all_that_decides_the_output_and_with_nothi
     }
     assert len(others | {base.fingerprint}) == 4
     assert make_base(training={"recipe": "another"}).fingerprint == base.fingerprint
+
+
+def test_a_base_comes_back_with_its_rhythm_model_which_leaves_its_logits_alone(tmp_path):
+    base = make_base(rhythm=make_rhythm())
+    base.save(tmp_path / "base")
+    loaded = load_base(tmp_path / "base")
+    assert loaded.rhythm == make_rhythm() and loaded.fingerprint == base.fingerprint
+    assert (loaded.logits(some_windows()) == make_base().logits(some_windows())).all()
+
+
+def test_the_rhythm_model_is_part_of_the_fingerprint():
+    plain, other = make_base(), make_base(rhythm=make_rhythm(bias=2.0001))
+    found = {plain.fingerprint, other.fingerprint, make_base(rhythm=make_rhythm()).fingerprint}
+    assert len(found) == 3
+
+
+def test_a_base_without_a_rhythm_model_is_written_and_fingerprinted_as_before_there_were_any(
+    folder,
+):
+    config, base = json.loads((folder / "base.json").read_text()), load_base(folder)
+    assert base.rhythm is None and "rhythm" not in config
+    keys = ("architecture", "architecture_kwargs", "n_leads", "classes", "preprocessing")
+    facts = {key: config[key] for key in keys}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode())
+    for name, tensor in sorted(base.network.state_dict().items()):
+        digest.update(f"\x1f{name} {tensor.dtype} {list(tensor.shape)}\x1f".encode())
+        digest.update(tensor.numpy().tobytes())
+    assert digest.hexdigest() == base.fingerprint
+
+
+def test_a_rhythm_model_needs_two_classes_and_is_one():
+    network = build_network("compact-cnn", n_leads=1, n_samples=400, fs_hz=200.0, n_classes=3)
+    with pytest.raises(ValueError, match="'c'.*a rhythm model, which knows two"):
+        make_base(network=network, classes=("a", "b", "c"), rhythm=make_rhythm())
+    with pytest.raises(ValueError, match="a RhythmModel or None"):
+        make_base(rhythm=make_rhythm().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("rhythm", "reason"),
+    [
+        ({**make_rhythm().to_dict(), "p_onset": 2.0}, "p_onset is 2.0"),
+        ({**make_rhythm().to_dict(), "bias": 1.9}, "was changed after it was written"),
+        ({"p_onset": 0.1}, "RhythmModel was given"),
+        (None, "RhythmModel was given None"),
+        ("fast", "has a rhythm that can't be used"),
+    ],
+)
+def test_a_damaged_rhythm_model_is_refused(tmp_path, rhythm, reason):
+    make_base(rhythm=make_rhythm()).save(tmp_path / "base")
+    change_config(tmp_path / "base", rhythm=rhythm)
+    with pytest.raises(CheckpointError, match=reason):
+        load_base(tmp_path / "base")
+
+
+def test_a_rhythm_model_beside_three_classes_is_refused(folder):
+    change_config(folder, rhythm=make_rhythm().to_dict(), classes=["a", "b", "c"])
+    with pytest.raises(CheckpointError, match="a rhythm model knows two"):
+        load_base(folder)
 
 
 def test_one_name_per_logit_is_needed():
