@@ -18,6 +18,7 @@ WEIGHTS_NAME = "weights.safetensors"
 
 
 def read_file(folder: Path, name: str) -> bytes:
+    """Return the content of one of the two files; a missing one is a CheckpointError."""
     try:
         return (folder / name).read_bytes()
     except OSError as error:
@@ -28,6 +29,7 @@ def read_file(folder: Path, name: str) -> bytes:
 
 
 def parse_config(text: bytes, *, where: Path) -> dict:
+    """Return the content of base.json, its keys and their types checked."""
     try:
         config = json.loads(text)
     except ValueError as error:
@@ -96,6 +98,7 @@ def _parse_rhythm(config: dict, *, where: Path) -> RhythmModel | None:
 
 
 def parse_tensors(weights: bytes, *, where: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file by name; any other file is a CheckpointError."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
