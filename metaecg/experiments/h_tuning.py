@@ -63,7 +63,10 @@ def run(config: HTConfig) -> dict:
         write_results,
     )
     from metaecg.experiments.provenance import git_commit
+    from metaecg.experiments.tracking import warm_up
 
+    settings = config.tracking
+    warm_up(enabled=settings.enabled, uri=settings.uri, out=config.out)
     methods = choose_methods(config.methods)
     _check_device(config.device)
     commit = git_commit()

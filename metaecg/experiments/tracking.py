@@ -28,6 +28,7 @@ from metaecg.experiments.tracking_journal import (
     keep_files,
     lock_of,
     now_ms,
+    remove,
 )
 from metaecg.models.registry_uri import without_password
 
@@ -65,7 +66,7 @@ def make_tracker(
     """
     if not enabled:
         return NoTracker()
-    uri = _absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(out))
+    uri = _uri(uri, out)
     try:
         return Tracker(
             uri,
@@ -78,6 +79,19 @@ def make_tracker(
     except OSError as error:
         _warn(f"the run can't be recorded ({error}); it goes on without.")
         return NoTracker()
+
+
+def warm_up(*, enabled: bool, uri: str | None, out: Path) -> None:
+    """Let the process that sends start while the run prepares itself; arguments as of `make_tracker`.
+
+    Nothing is written yet: neither into `out` nor into a store.
+    """
+    if not enabled:
+        return
+    try:
+        tracking_process.take(None).tell(warm=_uri(uri, out))
+    except OSError:
+        return  # `make_tracker` will say so
 
 
 def default_uri(out: Path) -> str:
@@ -142,7 +156,11 @@ class Tracker:
             parent=parent_run_id,
             tags=_texts(tags or {}, TAG_LENGTH),
         )
-        self._sender = tracking_process.take(self.key)
+        try:
+            self._sender = tracking_process.take(self.key)
+        except OSError:
+            remove(self._folder)
+            raise
         self._sender.tell(watch=str(self._folder), uri=uri, system=not self._is_child)
 
     @property
@@ -269,8 +287,8 @@ class Tracker:
             self._warn_of(self._sender.said.get(self.key, {}))
 
     def _warn_of(self, said: Mapping[str, str]) -> None:
-        if "failed" in said and not self._sender.has_warned:
-            self._sender.has_warned = True
+        if "failed" in said and self.uri not in self._sender.warned:
+            self._sender.warned.add(self.uri)
             print(
                 f"warning: the MLflow store {without_password(self.uri)} can't be used "
                 f"({said['failed']}); the run goes on, and what the store misses is kept: python -m "
@@ -323,8 +341,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _absolute(uri: str) -> str:
-    """Return `uri`, that of an SQLite file with its whole path: others don't run in this folder."""
+def _uri(uri: str | None, out: Path) -> str:
+    """Return the store to use; an SQLite file with its whole path: others don't run in this folder."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(out)
     path = uri.removeprefix("sqlite:///")
     return uri if path == uri else f"sqlite:///{Path(path).resolve()}"
 

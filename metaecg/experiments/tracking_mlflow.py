@@ -6,6 +6,7 @@ a registered version carry the run's key and are looked for before one is made.
 
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -43,19 +44,24 @@ class Store:
     ----------
     uri
         Any that MLflow knows. The folder of an SQLite file is made.
+    template
+        An SQLite file with MLflow's tables and nothing in them, to begin a new one with: making the
+        tables takes more than a second.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, template: Path | None = None) -> None:
         from mlflow.tracking import MlflowClient
 
         self.uri = uri
-        self._models: dict[str, str] = {}
         if not uri.startswith("sqlite:///"):
             self._client = MlflowClient(tracking_uri=uri)
             return
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(uri.removeprefix("sqlite:///"))
+        path.parent.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(uri.encode()).hexdigest()[:16]
         with FileLock(Path(tempfile.gettempdir()) / f"metaecg-mlflow-{name}.lock"):
+            if template is not None and not path.exists():
+                shutil.copyfile(template, path)
             self._client = MlflowClient(tracking_uri=uri)  # two would both make the tables
             self._client.search_experiments(max_results=1)
 
@@ -235,6 +241,14 @@ def _default_store(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(before)
 
 
+def import_pyfunc():
+    """Return ``mlflow.pyfunc``, which warns of its own type hints when it is first imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow.pyfunc
+    return mlflow.pyfunc
+
+
 def first_line(error: BaseException) -> str:
     """Return what went wrong in a line; no password is in it.
 
@@ -266,15 +280,12 @@ def _stage(folder: Path, file: dict, target: Path) -> None:
 def _save_pyfunc(target: Path, source: Path, facts: dict, logged, run_id: str) -> None:
     """Write the folder of an MLflow model: MLmodel, signature, input example, requirements, data."""
     import numpy as np
-
-    with warnings.catch_warnings():  # of its own type hints, when it is first imported
-        warnings.simplefilter("ignore")
-        import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     from metaecg.models.mlflow_model import example_windows
 
+    pyfunc = import_pyfunc()
     shape = (-1, facts["n_leads"], facts["n_samples"])
     inputs = Schema([TensorSpec(np.dtype("float32"), shape)])
     outputs = Schema([TensorSpec(np.dtype("float64"), (-1, len(facts["classes"])))])
@@ -288,7 +299,7 @@ def _save_pyfunc(target: Path, source: Path, facts: dict, logged, run_id: str) -
         metadata=facts["metadata"],
         model_id=logged.model_id,
     )
-    mlflow.pyfunc.save_model(
+    pyfunc.save_model(
         str(target),
         mlflow_model=model,
         loader_module=facts["loader_module"],

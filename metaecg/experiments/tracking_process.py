@@ -30,13 +30,14 @@ CLOSE_S = 10.0
 class SendingProcess:
     """A child process that sends the journals it is told of; see `tracking_sender`.
 
-    What it says is kept in `said`: run key to the messages about that run.
+    What it says is kept in `said`: run key to the messages about that run. `warned` has the stores
+    of which the user has been told that they can't be used.
     """
 
     def __init__(self) -> None:
         self.said: dict[str, dict[str, str]] = {}
         self.users: set[str] = set()
-        self.has_warned = False
+        self.warned: set[str] = set()
         self._owner = os.getpid()
         self._unread = b""
         environment = {**HTTP_LIMITS, **os.environ, "PYTHONPATH": _python_path()}
@@ -85,11 +86,13 @@ class SendingProcess:
         """Take in what it has said by now."""
         self._hear(0)
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Let it finish what it is at, and end it."""
         if self._owner != os.getpid():
             return
         self._process.stdin.close()
+        if not wait:
+            return
         try:
             self._process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
@@ -122,8 +125,10 @@ _lock = threading.RLock()
 _current: SendingProcess | None = None
 
 
-def take(key: str) -> SendingProcess:
+def take(key: str | None) -> SendingProcess:
     """Return this process's sending process for the run `key`; it is started if there is none.
+
+    With None it is only started.
 
     Raises
     ------
@@ -134,7 +139,8 @@ def take(key: str) -> SendingProcess:
     with _lock:
         if _current is None or not _current.is_usable:
             _current = SendingProcess()
-        _current.users.add(key)
+        if key is not None:
+            _current.users.add(key)
         return _current
 
 
@@ -160,7 +166,7 @@ lock = _lock
 @atexit.register
 def _close() -> None:
     if _current is not None:
-        _current.close()
+        _current.close(wait=bool(_current.users))  # one that was only warmed up ends by itself
 
 
 def _python_path() -> str:

@@ -1,7 +1,7 @@
 """The process that sends journals to MLflow while their runs go on.
 
-Started by `tracking_process`, never by hand. Lines of JSON come in: ``{"watch": FOLDER, "uri": URI,
-"system": BOOL}`` and ``{"end": KEY}``. Lines ``{"key", "event", "text"}`` go out: the events of
+Started by `tracking_process`, never by hand. Lines of JSON come in: ``{"warm": URI}``, ``{"watch":
+FOLDER, "uri": URI, "system": BOOL}`` and ``{"end": KEY}``. Lines ``{"key", "event", "text"}`` go out: the events of
 `tracking_outbox.Outbox`, and ``failed``. After the first failure of a store nothing more is sent
 there; the journals stay, for ``replay``. When the input ends, so does the process: a run whose own
 process was killed is closed as KILLED.
@@ -12,6 +12,7 @@ import os
 import selectors
 import signal
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -47,11 +48,12 @@ class Watched:
 class Sender:
     """All runs that are watched, and the stores that they go to."""
 
-    def __init__(self, say) -> None:
-        self._say = say
+    def __init__(self, say, scratch: Path) -> None:
+        self._say, self._scratch = say, scratch
         self._watched: dict[str, Watched] = {}
         self._stores: dict[str, object] = {}
         self._failures: dict[str, str] = {}
+        self._template: Path | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -62,6 +64,9 @@ class Sender:
         """Do what a line of the input says."""
         if "end" in message:
             self._finish(message["end"])
+            return
+        if "warm" in message:
+            self._warm_up(message["warm"])
             return
         folder = Path(message["watch"])
         self._watched[folder.name] = Watched(
@@ -104,16 +109,29 @@ class Sender:
                 self._failures[watched.uri] = first_line(error)
             watched.fail(first_line(error))
 
+    def _warm_up(self, uri: str) -> None:
+        """Import what will be needed, and make the tables of a new SQLite store, not yet in place.
+
+        A run that is refused before it begins leaves no store behind.
+        """
+        from metaecg.experiments.tracking_mlflow import Store, import_pyfunc
+
+        import_pyfunc()
+        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+            template = self._scratch / "empty.db"
+            Store(f"sqlite:///{template}")
+            self._template = template
+
     def _store(self, uri: str):
         from metaecg.experiments.tracking_mlflow import Store
 
         if uri not in self._stores:
-            self._stores[uri] = Store(uri)
+            self._stores[uri] = Store(uri, template=self._template)
         return self._stores[uri]
 
 
-def main() -> int:
-    """Send until the input ends."""
+def main() -> None:
+    """Send until the input ends, and end the process."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the run decides when it is over
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICENESS)
@@ -126,15 +144,16 @@ def main() -> int:
         except OSError:
             return  # the run was killed; the journal is sent all the same
 
-    sender = Sender(say)
-    for line in _lines(sys.stdin.fileno(), sender):
-        try:
-            sender.obey(json.loads(line))
-        except Exception as error:  # such as a folder that was removed: the run goes on without
-            print(f"not done: {without_password(str(error))}", file=sys.stderr)
-        sender.look()
-    sender.finish()
-    return 0
+    with tempfile.TemporaryDirectory(prefix="metaecg-tracking-") as scratch:
+        sender = Sender(say, Path(scratch))
+        for line in _lines(sys.stdin.fileno(), sender):
+            try:
+                sender.obey(json.loads(line))
+            except Exception as error:  # such as a folder that was removed: the run goes on without
+                print(f"not done: {without_password(str(error))}", file=sys.stderr)
+            sender.look()
+        sender.finish()
+    os._exit(0)  # the run waits for it, and taking mlflow down takes a moment
 
 
 def _lines(handle: int, sender: Sender):
@@ -154,4 +173,4 @@ def _lines(handle: int, sender: Sender):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,10 +9,18 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from metaecg.experiments import tracking_process
-from metaecg.experiments.tracking import NoTracker, Tracker, default_uri, main, make_tracker
+from metaecg.experiments.tracking import (
+    NoTracker,
+    Tracker,
+    default_uri,
+    main,
+    make_tracker,
+    warm_up,
+)
 from metaecg.experiments.tracking_journal import CALLS, JournalReader, find_journals
 
 SETTINGS = {"enabled": True, "experiment": "test", "name": "run", "uri": None}
@@ -270,3 +278,44 @@ def test_a_password_in_the_address_is_neither_written_down_nor_shown(tmp_path, c
 def test_the_tracker_that_records_nothing_has_every_method_of_the_other(name):
     assert callable(getattr(NoTracker, name))
     assert callable(getattr(Tracker, name))
+
+
+def test_warming_up_writes_nothing_and_what_was_prepared_is_the_store_of_the_run(tmp_path):
+    out = tmp_path / "out"
+    warm_up(enabled=True, uri=None, out=out)
+    warmed = tracking_process._current
+    time.sleep(0.1)
+    assert list(tmp_path.iterdir()) == []
+    tracker = make_tracker(**SETTINGS, out=out)
+    assert tracker._sender is warmed
+    tracker.params({"a": 1})
+    tracker.end()
+    assert client_of(tracker.uri).get_run(tracker.run_id).data.params == {"a": "1"}
+
+
+def test_a_program_that_only_warmed_up_ends_at_once_and_leaves_nothing(tmp_path):
+    code = "from pathlib import Path; from metaecg.experiments import tracking as t; "
+    code += (
+        "t.warm_up(enabled=True, uri=None, out=Path('out')); print(t.tracking_process._current.pid)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=60,
+    )
+    deadline = time.monotonic() + 60
+    while _is_alive(int(done.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(tmp_path.glob("metaecg-tracking-*")) == []
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def _is_alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
