@@ -65,9 +65,12 @@ def run(config: VAConfig, *, resume: bool = False) -> dict:
     """
     from metaecg.evaluate.protocol import eligibility, prepare_for_protocol
     from metaecg.experiments.provenance import git_commit, versions, write_provenance
+    from metaecg.experiments.tracking import warm_up
     from metaecg.experiments.va_outputs import assemble, record_results
     from metaecg.experiments.va_splits import splits_of
 
+    settings = config.tracking
+    warm_up(enabled=settings.enabled, uri=settings.uri, out=config.out)
     with progress("starting"):
         _check_network(config)
     methods = choose_methods(config.methods, table=BASE_ONLY_METHODS if config.base else METHODS)
