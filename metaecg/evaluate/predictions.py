@@ -33,6 +33,9 @@ class Prediction:
     probabilities: np.ndarray = field(repr=False)
     """Probability of ``va``, float64."""
     threshold: float = 0.5
+    look_ahead_s: float | None = 0.0
+    """How long after a window's end its probability is known, beside the filter's; None: once the
+    recording is whole."""
     adapt_seconds: float = 0.0
     n_trainable: int = 0
     is_one_class: bool = False

@@ -9,6 +9,7 @@ from metaecg.data.datasets import Dataset
 from metaecg.data.preprocessing import MARGIN_S
 from metaecg.errors import DataError
 from metaecg.evaluate import metrics
+from metaecg.evaluate.operating_point import operating_point
 from metaecg.evaluate.paired import paired_difference
 from metaecg.evaluate.predictions import Prediction
 from metaecg.seeding import numpy_generator
@@ -55,6 +56,8 @@ def method_results(
         "false_alarms_per_hour_one_class": _one_class_alarms(one_class, window_s),
         "adapt_seconds_p50": float(np.median([p.adapt_seconds for p in held_out])),
         "trainable_parameters": int(np.median([p.n_trainable for p in held_out])),
+        "look_ahead_s": held_out[0].look_ahead_s,
+        "operating_point": _operating_points(held_out, one_class, dataset),
         "description": description,
     }
     return figures
@@ -140,17 +143,29 @@ def _alarms(predictions: Sequence[Prediction], dataset: Dataset) -> dict:
             p.labels,
             p.flagged,
             window_s=window_s,
-            lookahead_s=MARGIN_S,
+            lookahead_s=MARGIN_S + (p.look_ahead_s or 0.0),
         )
         n_episodes += found["n_episodes"]
         n_found += found["n_found"]
-        delays += list(found["delays_s"])
+        delays += [] if p.look_ahead_s is None else list(found["delays_s"])
     return {
         "false_alarms_per_hour": n_false / hours if hours else None,
         "false_alarm_episodes_per_hour": n_alarms / hours if hours else None,
         "episode_sensitivity": n_found / n_episodes if n_episodes else None,
         "detection_delay_s_median": float(np.median(delays)) if delays else None,
     }
+
+
+def _operating_points(
+    held_out: Sequence[Prediction], one_class: Sequence[Prediction], dataset: Dataset
+) -> dict[str, dict | None] | None:
+    """Return seed to operating point; None for a method that nobody without VA was shown to."""
+    alone = _by_seed(one_class)
+    found = {
+        str(seed): operating_point(ps, alone[seed], dataset)
+        for seed, ps in _by_seed(held_out).items()
+    }
+    return found if one_class else None
 
 
 def _one_class_alarms(predictions: Sequence[Prediction], window_s: float) -> float | None:

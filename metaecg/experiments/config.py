@@ -122,6 +122,13 @@ class AugmentConfig(Section):
         return Augmentation(**self.model_dump()).is_off
 
 
+class EnsembleConfig(Section):
+    """Several networks in one (methods with the base ensemble); network.name is compact-cnn then."""
+
+    n_members: Annotated[int, Field(ge=2, le=16)] = 3
+    """Networks, each pre-trained on the whole budget from a seed of its own."""
+
+
 class CurriculumConfig(Section):
     """Which subjects are trained on when (methods with +curriculum)."""
 
@@ -234,6 +241,7 @@ class VAConfig(Section):
     network: NetworkConfig = NetworkConfig()
     pretrain: PretrainConfig = PretrainConfig()
     meta: MetaConfig = MetaConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
     augment: AugmentConfig = AugmentConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
     personalize: PersonalizeConfig = PersonalizeConfig()
@@ -241,12 +249,14 @@ class VAConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     def values(self, *, without: set[str]) -> dict:
-        """Return plain JSON values but for the fields `without`, and for an augmentation that is off.
+        """Return plain JSON values but for the fields `without`, and for sections that say nothing.
 
-        Runs from before there was one stay comparable in this way: they hold the same values.
+        Those are an augmentation that is off and an ensemble of the default size. Runs from before
+        there were such sections stay comparable in this way: they hold the same values.
         """
-        off = {"augment"} if self.augment.is_off else set()
-        return self.model_dump(mode="json", exclude=without | off)
+        silent = {"augment"} if self.augment.is_off else set()
+        silent |= {"ensemble"} if self.ensemble == EnsembleConfig() else set()
+        return self.model_dump(mode="json", exclude=without | silent)
 
     def hash(self) -> str:
         """Return a short checksum over everything that can change a figure."""

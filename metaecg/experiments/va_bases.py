@@ -21,8 +21,9 @@ OnStep = Callable[[int, dict[str, float]], None]
 
 METAVA_ITERATIONS = 300
 METAVA_COST, ADAPT_COST = 450, 30
-"""About how many supervised steps one iteration of MetaVA and one personalization take: for the
-progress bar and the order of jobs alone."""
+RHYTHM_COST = 1.0
+"""About how many supervised steps one iteration of MetaVA and one personalization take, and how many
+trainings of its base a rhythm model: for the progress bar and the order of jobs alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ def train_base(
     trainers = {
         "random": _random,
         "pretrain": partial(_pretrained, watch=watch),
+        "ensemble": _ensemble,
         "maml": meta_learned,
         "maml+curriculum": meta_learned,
         "metava-released": _metava_released,
@@ -138,6 +140,7 @@ def training_cost(kind: str, config: VAConfig) -> int:
     meta = _n_pretrain(config, config.meta.warm_start) + n_meta(config) * META_COST
     return {
         "pretrain": _n_pretrain(config, 1.0),
+        "ensemble": _n_pretrain(config, 1.0) * config.ensemble.n_members,
         "shuffled": _n_pretrain(config, 1.0),
         "maml": meta,
         "maml+curriculum": meta,
@@ -167,7 +170,7 @@ def base_note(kind: str, config: VAConfig) -> str:
 
 def _is_augmented(kind: str, config: VAConfig) -> bool:
     """Return whether the base `kind` learns from changed windows; MetaVA as released does not."""
-    learns = kind in ("pretrain", "shuffled", "maml", "maml+curriculum")
+    learns = kind in ("pretrain", "ensemble", "shuffled", "maml", "maml+curriculum")
     return learns and not config.augment.is_off
 
 
@@ -180,6 +183,9 @@ def _n_metava(config: VAConfig) -> int:
 def _architecture(kind: str, config: VAConfig) -> tuple[str, dict]:
     if kind.startswith("metava"):
         return "metava", {}
+    if kind == "ensemble":
+        arguments = {**config.network.arguments, "n_members": config.ensemble.n_members}
+        return "compact-cnn-ensemble", arguments
     return config.network.name, dict(config.network.arguments)
 
 
@@ -232,6 +238,17 @@ def _pretrained(kind, config, windows, fold, seed, on_step, share: float = 1.0, 
             on_step=told,
         )
     return network, None
+
+
+def _ensemble(kind, config, windows, fold, seed, on_step):
+    """Pre-train each member as `_pretrained` does, from a seed of its own, and put them together."""
+    from metaecg.models.backbones.ensemble import CompactCNNEnsemble
+
+    members = [
+        _pretrained("pretrain", config, windows, fold, derive_seed(seed, "member", i), on_step)[0]
+        for i in range(config.ensemble.n_members)
+    ]
+    return CompactCNNEnsemble.assemble(members), None
 
 
 def _shuffled(kind, config, windows, fold, seed, on_step):

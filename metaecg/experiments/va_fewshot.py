@@ -140,6 +140,21 @@ def _check_network(config: VAConfig) -> None:
         )
 
 
+def _possible(config: VAConfig, methods: dict) -> dict:
+    """Leave out what a given base without a rhythm model can't do; it is an error where it is named."""
+    from metaecg.models.checkpoints import load_base
+
+    if not config.base or load_base(config.base).rhythm is not None:
+        return methods
+    in_time = [name for name, method in methods.items() if method.context]
+    if in_time and config.methods:
+        raise ConfigError(
+            f"methods has {in_time[0]!r}, but the base {config.base} has no rhythm model; leave out "
+            f"{', '.join(in_time)}, or train a base with a method such as ensemble+full+causal."
+        )
+    return {name: method for name, method in methods.items() if not method.context}
+
+
 def _fingerprint(config: VAConfig) -> str | None:
     from metaecg.models.checkpoints import load_base
 
@@ -209,14 +224,14 @@ def _jobs(config: VAConfig, methods, splits, who) -> list:
         raise DataError(
             "no held-out subject is eligible, so there is nothing to evaluate. " + " ".join(reasons)
         )
-    final = _final_job(config, kinds, splits)
+    final = _final_job(config, methods, kinds, splits)
     # Seed by seed, so that a run that is stopped has whole seeds; within one the long jobs first,
     # so that no process waits for another at the end.
     order = {seed: i for i, seed in enumerate(config.seeds)}
     return sorted(jobs + final, key=lambda job: (order[job.seed], -job.cost(config)))
 
 
-def _final_job(config: VAConfig, kinds: list[str], splits) -> list:
+def _final_job(config: VAConfig, methods, kinds: list[str], splits) -> list:
     """Return the job that trains OUT/model on everybody, if the folds do not give it already."""
     from metaecg.data.splits import Split
     from metaecg.experiments.va_jobs import Job
@@ -224,10 +239,19 @@ def _final_job(config: VAConfig, kinds: list[str], splits) -> list:
     kind = next((k for k in PREFERRED_BASES if k in kinds), None)
     if config.base or len(splits) == 1 or kind is None:
         return []
+    in_time = any(m.context for m in methods.values() if m.base == kind)
     everybody = tuple(sorted({*splits[0].train, *splits[0].test}))
     split = Split(name="everybody", train=everybody, test=())
     return [
-        Job(kind=kind, seed=config.seeds[0], split=split, methods={}, eligible=(), one_class=())
+        Job(
+            kind=kind,
+            seed=config.seeds[0],
+            split=split,
+            methods={},
+            eligible=(),
+            one_class=(),
+            in_time=in_time,
+        )
     ]
 
 

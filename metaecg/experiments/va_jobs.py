@@ -11,30 +11,27 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
-
-import numpy as np
 
 from metaecg.data.datasets import Dataset
 from metaecg.data.splits import Split
 from metaecg.errors import DataError, MetaECGError
 from metaecg.evaluate.predictions import Prediction, load_predictions, save_predictions
-from metaecg.evaluate.protocol import held_out_task
 from metaecg.experiments.config import NO_FIGURE, VAConfig
 from metaecg.experiments.va_bases import (
     ADAPT_COST,
+    RHYTHM_COST,
     Looks,
     TrainedBase,
-    shuffle_labels,
     train_base,
     training_cost,
 )
 from metaecg.experiments.va_methods import Method
+from metaecg.experiments.va_personal import false_alarms_alone, predict_subject
 from metaecg.meta.training_state import Checkpoint
 from metaecg.models.checkpoints import BaseModel, load_base
-from metaecg.seeding import derive_seed, numpy_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +48,23 @@ class Job:
     """Held-out subjects without VA: false alarms of the unadapted base."""
     base: str | None = None
     """An existing base (name or folder) instead of training one."""
+    in_time: bool = False
+    """The base is for methods with context, even if none of them is evaluated here."""
 
     @property
     def name(self) -> str:
         return f"{self.split.name}--seed-{self.seed}--{self.kind}"
 
+    @property
+    def needs_rhythm(self) -> bool:
+        """Whether its base gets a rhythm model: a method counts on it, or the base is written."""
+        return self.base is None and (self.in_time or any(m.context for m in self.methods.values()))
+
     def cost(self, config: VAConfig) -> int:
         """Return how many units of progress the job reports: about its share of the time."""
         training = 0 if self.base else training_cost(self.kind, config)
+        if self.needs_rhythm:
+            training += round(RHYTHM_COST * training)
         return training + len(self.methods) * len(self.eligible) * ADAPT_COST
 
 
@@ -144,11 +150,13 @@ def predict_held_out(
     predictions = []
     for name, method in job.methods.items():
         for subject_id in job.eligible:
-            predictions.append(_predict(name, method, job, base, subject_id, config, dataset))
+            predictions.append(
+                predict_subject(name, method, job.kind, job.seed, base, subject_id, config, dataset)
+            )
             on_progress(ADAPT_COST)
         if method.adapt is None:
             predictions += [
-                _false_alarms_alone(name, job, base, subject_id, dataset)
+                false_alarms_alone(name, method, job.seed, base, subject_id, dataset)
                 for subject_id in job.one_class
             ]
     return predictions
@@ -201,7 +209,7 @@ def _base(
 ) -> TrainedBase:
     if job.base is not None:
         return TrainedBase(model=load_base(job.base))
-    return train_base(
+    trained = train_base(
         job.kind,
         config,
         dataset,
@@ -212,100 +220,11 @@ def _base(
         resume=resume,
         looks=looks,
     )
+    if not job.needs_rhythm:
+        return trained
+    from metaecg.experiments.va_rhythm import with_rhythm
 
-
-def _predict(
-    name: str,
-    method: Method,
-    job: Job,
-    base: BaseModel,
-    subject_id: str,
-    config: VAConfig,
-    dataset: Dataset,
-) -> Prediction:
-    rng = numpy_generator(job.seed, "support", subject_id)  # the same for every method
-    windows = dataset.of_subject(subject_id)
-    task = held_out_task(windows, protocol=config.protocol, n_shots=config.n_shots, rng=rng)
-    support, query = task.support, task.query
-    if job.kind == "shuffled":
-        support = shuffle_labels(support, job.seed, f"support of {subject_id}")
-    begin = time.perf_counter()
-    predict, n_trainable, threshold = _personal(method, base, support, config, job.seed, subject_id)
-    seconds = time.perf_counter() - begin
-    return Prediction(
-        method=name,
-        seed=job.seed,
-        subject_id=subject_id,
-        record_ids=query.record_ids,
-        start_s=query.start_s,
-        labels=query.labels,
-        is_mixed=query.is_mixed,
-        probabilities=predict(query.windows)[:, 1],
-        threshold=threshold,
-        adapt_seconds=seconds if method.adapt else 0.0,
-        n_trainable=n_trainable,
+    model = with_rhythm(
+        trained.model, job.kind, config, dataset, job.split, seed=job.seed, on_cost=on_progress
     )
-
-
-def _personal(
-    method: Method, base: BaseModel, support, config: VAConfig, seed: int, subject_id: str
-):
-    """Return a function from windows to probabilities, the trained parameters and the threshold."""
-    if method.adapt is None:
-        return base.predict_proba, 0, 0.5
-    if method.adapt == "metava":
-        return _personal_metava(method, base, support, derive_seed(seed, "metava", subject_id))
-    from metaecg.adapt.h_tuning import HTuning
-    from metaecg.adapt.personalize import Personalizer
-
-    settings, is_h_tuning = config.personalize, method.adapt == "h-tuning"
-    personal = Personalizer(
-        base,
-        method=method.adapt,
-        n_steps=settings.n_steps,
-        lr=settings.lr,
-        rank=settings.rank,
-        micro_batch=settings.micro_batch,
-        freeze=settings.freeze,
-        h_tuning=HTuning(**settings.h_tuning.model_dump()) if is_h_tuning else None,
-        prefine=settings.prefine if method.prefine else None,
-        random_state=derive_seed(seed, "personalize", subject_id) % 2**31,
-    ).fit(support.windows, support.labels, time_s=support.time_s)
-    return personal.predict_proba, personal.n_trainable_, personal.threshold
-
-
-def _personal_metava(method: Method, base: BaseModel, support, seed: int):
-    from metaecg.meta.metava_released import adapt_metava_released
-    from metaecg.models.inference import network_logits, softmax
-
-    normalise = base.preprocessing.normalize_windows
-    network = adapt_metava_released(
-        base.new_network(),
-        normalise(support.windows),
-        support.labels,
-        seed=seed,
-        prefine=method.prefine,
-    )
-
-    def predict(windows: np.ndarray) -> np.ndarray:
-        logits = network_logits(network, normalise(windows), n_classes=len(base.classes))
-        return softmax(logits)
-
-    return predict, sum(p.numel() for p in network.parameters()), 0.5
-
-
-def _false_alarms_alone(
-    name: str, job: Job, base: BaseModel, subject_id: str, dataset: Dataset
-) -> Prediction:
-    windows = dataset.of_subject(subject_id)
-    return Prediction(
-        method=name,
-        seed=job.seed,
-        subject_id=subject_id,
-        record_ids=windows.record_ids,
-        start_s=windows.start_s,
-        labels=windows.labels,
-        is_mixed=windows.is_mixed,
-        probabilities=base.predict_proba(windows.windows)[:, 1],
-        is_one_class=True,
-    )
+    return replace(trained, model=model)

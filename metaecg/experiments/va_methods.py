@@ -1,6 +1,7 @@
 """The methods that `va_fewshot` puts side by side: a base, and how it becomes personal."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from metaecg.checks import did_you_mean
 from metaecg.errors import ConfigError
@@ -18,11 +19,14 @@ class Method:
     description: str
     by_name: bool = False
     """Run only where it is named: it costs several times as much as the others."""
+    context: Literal["causal", "offline"] | None = None
+    """How windows before, and after, count for a window: by the base's rhythm model; None: not."""
 
 
 BASES = {
     "random": "random initialisation",
     "pretrain": "supervised pre-training on all training subjects",
+    "ensemble": "several networks, supervised pre-training from other seeds, logits averaged",
     "maml": "meta-learning (MAML), subjects drawn uniformly",
     "maml+curriculum": "meta-learning (MAML), subjects from easy to hard",
     "metava-released": "MetaVA's network, meta-trained as its released code does",
@@ -53,6 +57,35 @@ def _h_tuning_methods() -> dict[str, Method]:
     }
 
 
+CONTEXTS = {
+    "causal": "windows before count by a rhythm model, no delay",
+    "offline": "windows before and after count by a rhythm model, once the recording is whole",
+}
+
+
+def _in_time(methods: dict[str, Method]) -> dict[str, Method]:
+    """Return each method as it is, causal and offline."""
+    found = {}
+    for name, method in methods.items():
+        found[name] = method
+        for context, words in CONTEXTS.items():
+            text = f"{method.description}; {words}"
+            found[f"{name}+{context}"] = replace(method, context=context, description=text)
+    return found
+
+
+def _context_methods() -> dict[str, Method]:
+    """Return ensembles with and without context, and the plain network with it: each lever alone."""
+    full = Method(base="pretrain", adapt="full", description=f"{BASES['pretrain']}; {_FULL}")
+    found = {name: m for name, m in _in_time({"pretrain+full": full}).items() if m.context}
+    kinds = {"ensemble-zero-shot": (None, "no adaptation"), "ensemble+full": ("full", _FULL)}
+    kinds |= {"ensemble+head": ("head", "last layer fine-tuned"), "ensemble+lora": ("lora", _LORA)}
+    for name, (adapt, words) in kinds.items():
+        text = f"{BASES['ensemble']}; {words}"
+        found |= _in_time({name: Method(base="ensemble", adapt=adapt, description=text)})
+    return {name: replace(method, by_name=True) for name, method in found.items()}
+
+
 METHODS = {
     "zero-shot": Method(
         base="pretrain", adapt=None, description=f"{BASES['pretrain']}; no adaptation"
@@ -68,6 +101,7 @@ METHODS = {
         base="pretrain", adapt="lora", description=f"{BASES['pretrain']}; {_LORA}"
     ),
     **_meta_methods(),
+    **_context_methods(),
     **_h_tuning_methods(),
     "metava-released": Method(
         base="metava-released",
@@ -103,9 +137,12 @@ BASE_ONLY_METHODS = {
         ("h-tuning", "h-tuning", False, f"the given base; {_H_TUNING}"),
     )
 }
-"""What ``--base`` runs: nothing is trained."""
+BASE_ONLY_METHODS |= _in_time(
+    {name: BASE_ONLY_METHODS[name] for name in ("zero-shot", "head", "full", "lora")}
+)
+"""What ``--base`` runs: nothing is trained. Those with context need a base with a rhythm model."""
 
-PREFERRED_BASES = ("maml+curriculum", "maml", "pretrain")
+PREFERRED_BASES = ("ensemble", "maml+curriculum", "maml", "pretrain")
 """The first of these that a run trains is the one it writes to OUT/model. The order is fixed in
 advance: choosing by the test figures would be choosing on test data."""
 

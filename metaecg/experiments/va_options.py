@@ -189,6 +189,13 @@ def _semantic_problems(config: VAConfig) -> list[str]:
                 f"would all count as 'other'; expected {', '.join(VA_DATABASES)} or a folder of yours."
             )
     problems += _network_problems(config)
+    in_time = [name for name, method in _chosen(config).items() if method.context]
+    if in_time and config.protocol != "deploy" and not config.base:
+        problems.append(
+            f"methods has {in_time[0]!r}, but under {config.protocol} windows overlap and the support "
+            "is drawn from all over the recording: there is no order to count on. Leave it out, or "
+            "take protocol=deploy."
+        )
     prefined = [name for name in _chosen(config) if "prefine" in name]
     if prefined and config.n_shots < 2 and config.personalize.prefine == "intended":
         problems.append(
@@ -231,6 +238,12 @@ def _network_problems(config: VAConfig) -> list[str]:
             f"network.name is {name!r}, whose {why} can't be meta-learned by the engine "
             f"{config.meta.engine!r}; expected compact-cnn, net1d, or resnet1d-18 with "
             f"network.arguments={{norm: group}} for {', '.join(meta[:2])}, or meta.engine=learn2learn."
+        )
+    ensembles = [m for m, method in methods.items() if method.base == "ensemble"]
+    if ensembles and name != "compact-cnn":
+        problems.append(
+            f"network.name is {name!r}, but {ensembles[0]} puts several compact-cnn together; expected "
+            "network.name=compact-cnn, or leave it out with --methods."
         )
     lora = [m for m, method in methods.items() if method.adapt == "lora"]
     if lora and name in RECURRENT:

@@ -20,6 +20,7 @@ from metaecg.data.datasets import Dataset
 from metaecg.data.preprocessing import MARGIN_S
 from metaecg.data.windows import RecordInfo, WindowSet
 from metaecg.errors import DataError
+from metaecg.evaluate.operating_point import operating_point
 from metaecg.evaluate.paired import paired_difference
 from metaecg.evaluate.predictions import Prediction
 from metaecg.evaluate.results import compare_methods, method_results, subject_aucs
@@ -103,6 +104,8 @@ def test_every_figure_of_the_protocol_is_there_and_is_plain_json(dataset):
         "detection_delay_s_median",
         "adapt_seconds_p50",
         "trainable_parameters",
+        "look_ahead_s",
+        "operating_point",
         "description",
     }
     for part in (figures, figures["without_mixed"]):
@@ -238,6 +241,8 @@ def test_who_has_no_va_counts_for_false_alarms_alone(dataset):
     assert figures.pop("false_alarms_per_hour_one_class") == pytest.approx(2 * 3600 / 36)
     without = results(held_out, dataset)
     assert without.pop("false_alarms_per_hour_one_class") is None
+    assert figures.pop("operating_point")["1"]["n_episodes"] == 1
+    assert without.pop("operating_point") is None
     assert figures == without
 
 
@@ -301,3 +306,30 @@ def test_a_reference_that_was_not_run_gives_no_comparison():
 
 def test_the_aucs_of_the_subjects_can_be_taken_out(dataset):
     assert subject_aucs(results(SEED_1, dataset)) == {"a": pytest.approx(13 / 21), "b": 0.5}
+
+
+def test_who_sees_the_whole_recording_first_has_no_delay(dataset):
+    found = results([predict("a", "...###....", look_ahead_s=None)], dataset)
+    assert found["detection_delay_s_median"] is None
+    assert found["episode_sensitivity"] == 1.0
+    waits = results([predict("a", "...###....", look_ahead_s=10.0)], dataset)
+    at_once = results([predict("a", "...###....")], dataset)
+    assert waits["detection_delay_s_median"] == at_once["detection_delay_s_median"] + 10.0
+    assert (waits["look_ahead_s"], found["look_ahead_s"]) == (10.0, None)
+
+
+def test_the_operating_point_is_the_highest_threshold_that_finds_enough_episodes(dataset):
+    """a's episode is found at 0.9, b's at 0.1 alone; who is healthy has 0.9 twice, 0.1 elsewhere."""
+    held_out, alone = SEED_1, [predict("healthy", "##.......", is_one_class=True)]
+    half = operating_point(held_out, alone, dataset, sensitivity=0.5)
+    assert (half["threshold"], half["episode_sensitivity"], half["n_episodes"]) == (0.9, 0.5, 2)
+    assert half["without_va"]["healthy"] == {
+        "n_subjects": 1,
+        "hours": pytest.approx(18 / 3600),
+        "alarms_per_hour": pytest.approx(3600 / 18),
+        "windows_per_hour": pytest.approx(2 * 3600 / 18),
+    }
+    whole = operating_point(held_out, alone, dataset)
+    assert (whole["threshold"], whole["episode_sensitivity"]) == (0.1, 1.0)
+    assert whole["without_va"]["healthy"]["windows_per_hour"] == pytest.approx(9 * 3600 / 18)
+    assert operating_point(held_out, [], dataset) is None

@@ -64,8 +64,15 @@ def test_an_augmentation_that_is_off_leaves_hash_and_values_as_before_there_was_
         assert config.hash() == plain.hash()
     fields = {"workers", "data"}
     assert plain.values(without=fields) == plain.model_dump(
-        mode="json", exclude=fields | {"augment"}
+        mode="json", exclude=fields | {"augment", "ensemble"}
     )
+
+
+def test_the_size_of_an_ensemble_belongs_to_the_hash_unless_it_is_the_usual_one():
+    config, plain = build_config({"ensemble": {"n_members": 5}}), build_config({})
+    assert build_config({"ensemble": {"n_members": 3}}).hash() == plain.hash()
+    assert config.hash() != plain.hash()
+    assert config.values(without=set())["ensemble"] == {"n_members": 5}
 
 
 @pytest.mark.parametrize("name", ["gain", "polarity", "baseline", "noise", "time_warp"])

@@ -366,22 +366,20 @@ def test_h_tuning_runs_only_where_it_is_named():
 def test_the_settings_of_h_tuning_reach_the_personalization(monkeypatch):
     from types import SimpleNamespace
 
-    from metaecg.adapt import personalize
-    from metaecg.experiments.va_jobs import _personal
+    from metaecg.experiments import va_personal
 
     seen = []
-    fitted = SimpleNamespace(predict_proba=None, n_trainable_=0, threshold=0.5)
 
     def personalizer(base, **arguments):
         seen.append(arguments)
-        return SimpleNamespace(fit=lambda *_, **__: fitted)
+        return SimpleNamespace(fit=lambda *_, **__: None)
 
-    monkeypatch.setattr(personalize, "Personalizer", personalizer)
+    monkeypatch.setattr(va_personal, "Personalizer", personalizer)
     settings = {"h_tuning": {"mixing": 1.0, "direction": "random"}, "freeze": ["blocks.0"]}
     config = build_config({"personalize": {**settings, "micro_batch": 4}})
-    support = SimpleNamespace(windows=None, labels=None, time_s=None)
+    support = SimpleNamespace(windows=None, labels=None, time_s=None, subject_ids=["s-1"])
     for name in ("maml+h-tuning", "maml+lora"):
-        _personal(METHODS[name], None, support, config, 0, "s-1")
+        va_personal.fitted(None, METHODS[name], support, config, seed=0)
     assert seen[0]["h_tuning"] == HTuning(mixing=1.0, direction="random")
     assert seen[1]["h_tuning"] is None
     assert all((a["freeze"], a["micro_batch"]) == (["blocks.0"], 4) for a in seen)
