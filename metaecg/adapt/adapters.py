@@ -12,13 +12,19 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+import metaecg
+from metaecg.adapt.arguments import to_json
 from metaecg.adapt.methods import running_statistics, trained_parameters
 from metaecg.errors import CheckpointError
 from metaecg.models.folders import write_folder
+
+if TYPE_CHECKING:
+    from metaecg.adapt.personalize import Personalizer
 
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "adapter.safetensors"
@@ -77,6 +83,35 @@ def _file_name(name: str) -> str:
     """Return the name that PEFT's own files would have: without that of the one adapter."""
     name = name.replace(".modules_to_save.default.", ".")
     return re.sub(r"(\.lora_[AB])\.default\.", r"\1.", name)
+
+
+def adapted_layers(network: nn.Module) -> list[str]:
+    """Return the names of the layers with a low-rank change, as before PEFT wrapped the network."""
+    prefix, mark = "base_model.model.", ".lora_A."
+    names = (name.split(mark)[0] for name in trained_parameters(network) if mark in name)
+    return [name.removeprefix(prefix) for name in names]
+
+
+def document_of(personal: "Personalizer") -> dict:
+    """Return the JSON values that describe a fitted `Personalizer`."""
+    # What fit used; set_params may have changed it since. The threshold is free to move.
+    params = {**personal.fitted_params_, "threshold": personal.threshold}
+    chain = personal.chain_
+    return {
+        "metaecg_version": metaecg.__version__,
+        "method": params["method"],
+        "params": {name: to_json(value) for name, value in params.items()},
+        "adapted_layers": personal.adapted_layers_,
+        "base_fingerprint": personal.base.fingerprint,
+        "classes": list(personal.base.classes),
+        "n_support": personal.n_support_,
+        "n_trainable": personal.n_trainable_,
+        "n_bytes": personal.adapter_bytes_,
+        "loss_curve": personal.loss_curve_,
+        "prefine_curve": personal.prefine_curve_,
+        "fit_seconds": personal.fit_seconds_,
+        **({} if chain is None else {"rhythm_chain": chain.to_dict()}),
+    }
 
 
 def write_adapter(folder: str | os.PathLike, tensors: dict, document: dict) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from metaecg.adapt import h_tuning
 from metaecg.adapt.h_tuning import HTuning
+from metaecg.adapt.in_time import check_rhythm
 from metaecg.adapt.methods import METHODS
 from metaecg.adapt.prefine import PREFINES
 from metaecg.checks import check_option, check_positive
@@ -55,6 +56,7 @@ def check_arguments(arguments: Mapping[str, object]) -> None:
     if arguments["weight_decay"] is not None:
         _check_between("weight_decay", arguments["weight_decay"], 0, sys.float_info.max)
     _check_between("threshold", arguments["threshold"], 0, 1)
+    check_rhythm(arguments["rhythm"], arguments["base"])
     if isinstance(arguments["freeze"], str):
         raise ValueError(
             f"freeze is {arguments['freeze']!r}; a list of names was expected, such as "

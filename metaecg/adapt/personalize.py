@@ -9,22 +9,30 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-import metaecg
 from metaecg.adapt import adapters
-from metaecg.adapt.arguments import check_arguments, from_json, to_json, training_arguments
+from metaecg.adapt.arguments import check_arguments, from_json, training_arguments
 from metaecg.adapt.h_tuning import DEFAULTS, HTuning, h_tune
+from metaecg.adapt.in_time import (
+    PersonalStream,
+    chain_of_support,
+    default_threshold,
+    needed_times,
+    positive_index,
+    probabilities_in_time,
+    times_of_support,
+)
 from metaecg.adapt.methods import MOVES_STATISTICS, merged, prepare_network, trained_parameters
 from metaecg.adapt.prefine import prefine_intended, prefine_released
 from metaecg.adapt.support import (
     check_enough,
-    checked_times,
     class_counts,
     label_index,
     windows_for,
 )
 from metaecg.adapt.training import fine_tune
-from metaecg.errors import AdaptationError, CheckpointError, DataError
+from metaecg.errors import AdaptationError, CheckpointError
 from metaecg.models.inference import network_logits, softmax
+from metaecg.models.rhythm import RhythmChain
 from metaecg.seeding import derive_seed, torch_generator
 
 NAMELESS = "new patient"
@@ -68,9 +76,13 @@ class Personalizer(ClassifierMixin, BaseEstimator):
     prefine
         Pre-fine-tuning before fine-tuning: ``None``, ``"released"`` or ``"intended"``
         (`metaecg.adapt.prefine`).
+    rhythm
+        ``"none"`` judges every window by itself. With the base's rhythm model ``"causal"`` counts
+        the windows before, ``"offline"`` also those after (`metaecg.models.rhythm`); how often the
+        patient's rhythms begin and end comes from the times of the support.
     threshold
         For two classes: probability of the positive one (``"va"`` if there is one, else the
-        second) from which `predict` names it.
+        second) from which `predict` names it; ``None``: that of the rhythm model, 0.5 without.
     random_state
         Whole number. The same number and windows give the same classifier.
 
@@ -92,6 +104,8 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         Windows per class that `fit` was given.
     adapted_layers_
         Names of the layers with a low-rank change.
+    chain_
+        The patient's `RhythmChain`; None with ``rhythm="none"``.
     fitted_params_
         The constructor's arguments as `fit` used them, without the base.
 
@@ -118,7 +132,8 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         h_tuning: HTuning | None = None,
         dropout: bool = False,
         prefine: str | None = None,
-        threshold: float = 0.5,
+        rhythm: str = "none",
+        threshold: float | None = None,
         random_state: int = 0,
     ) -> None:
         self.base = base
@@ -135,11 +150,22 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         self.h_tuning = h_tuning
         self.dropout = dropout
         self.prefine = prefine
+        self.rhythm = rhythm
         self.threshold = threshold
         self.random_state = random_state
 
+    @property
+    def threshold(self) -> float:
+        """The threshold in use: the one given, else that of the rhythm model, else 0.5."""
+        given = self._threshold
+        return default_threshold(self.rhythm, self.base) if given is None else given
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        self._threshold = value
+
     def __sklearn_clone__(self) -> "Personalizer":
-        return type(self)(**self.get_params(deep=False))
+        return type(self)(**{**self.get_params(deep=False), "threshold": self._threshold})
 
     def fit(
         self, windows: np.ndarray, labels: Sequence, *, time_s: np.ndarray | None = None
@@ -154,8 +180,8 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         labels
             Shape ``(n_windows,)``: class names, or indices into ``base.classes``.
         time_s
-            Shape ``(n_windows,)``: when each window starts, seconds. Only
-            ``prefine="intended"`` needs it.
+            Shape ``(n_windows,)``: when each window starts, seconds. Only a `rhythm` and
+            ``prefine="intended"`` need it.
 
         Returns
         -------
@@ -198,27 +224,66 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         names = np.asarray(found.classes)[found.labels]
         return self._fit(found.windows, names, found.time_s, record.subject_id)
 
-    def predict_proba(self, windows: np.ndarray) -> np.ndarray:
+    def logits(self, windows: np.ndarray) -> np.ndarray:
+        """Return the patient's network's logits, each window by itself; `windows` as in `fit`."""
+        check_is_fitted(self, "network_")
+        windows = self.base.preprocessing.normalize_windows(windows_for(self.base, windows))
+        return network_logits(self.network_, windows, n_classes=len(self.base.classes))
+
+    def predict_proba(
+        self,
+        windows: np.ndarray,
+        *,
+        time_s: np.ndarray | None = None,
+        record_ids: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Return the class probabilities, shape ``(n_windows, n_classes)``, float64.
 
         Parameters
         ----------
         windows
-            As in `fit`; any number of them, also none.
+            As in `fit`; any number of them, also none. With a `rhythm` in the order of time.
+        time_s
+            With a `rhythm`: when each window starts, seconds, shape ``(n_windows,)``. Where time
+            doesn't move on, the rhythm starts anew.
+        record_ids
+            With a `rhythm`: the recording of each window, shape ``(n_windows,)``; another one
+            starts anew. ``None``: all are from one.
         """
-        check_is_fitted(self, "network_")
-        windows = self.base.preprocessing.normalize_windows(windows_for(self.base, windows))
-        return softmax(network_logits(self.network_, windows, n_classes=len(self.base.classes)))
+        logits = self.logits(windows)
+        rhythm = self.fitted_params_["rhythm"]
+        if rhythm == "none":
+            return softmax(logits)
+        time_s = needed_times(time_s, rhythm=rhythm, n_windows=len(logits))
+        return probabilities_in_time(
+            self.base, self.chain_, logits, time_s, record_ids=record_ids, rhythm=rhythm
+        )
 
-    def predict(self, windows: np.ndarray) -> np.ndarray:
-        """Return the class names, shape ``(n_windows,)``; see `threshold` for two classes."""
-        probabilities = self.predict_proba(windows)
+    def predict(
+        self,
+        windows: np.ndarray,
+        *,
+        time_s: np.ndarray | None = None,
+        record_ids: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the class names, shape ``(n_windows,)``; see `threshold` and `predict_proba`."""
+        probabilities = self.predict_proba(windows, time_s=time_s, record_ids=record_ids)
         if len(self.classes_) != 2:
             return self.classes_[probabilities.argmax(axis=1)]
-        names = list(self.classes_)
-        positive = names.index("va") if "va" in names else 1
+        positive = positive_index(self.classes_)
         is_positive = probabilities[:, positive] >= self.threshold
         return self.classes_[np.where(is_positive, positive, 1 - positive)]
+
+    def stream(self, state: dict | None = None) -> PersonalStream:
+        """Return what judges windows one by one as they come, by those before them alone.
+
+        `state` is what `PersonalStream.to_dict` gave: the new stream goes on there. A detector that
+        was fitted with ``rhythm="none"`` is a ValueError.
+        """
+        check_is_fitted(self, "network_")
+        if self.chain_ is None:
+            raise ValueError("rhythm is 'none'; a stream needs one. Fit with rhythm='causal'.")
+        return PersonalStream(self, state)
 
     def merged_network(self) -> torch.nn.Module:
         """Return the patient's network as a plain network of the base's architecture, a copy."""
@@ -228,26 +293,10 @@ class Personalizer(ClassifierMixin, BaseEstimator):
     def save(self, folder: str | os.PathLike) -> None:
         """Write what was trained (no base weights) to `folder`; see `metaecg.adapt.adapters`."""
         check_is_fitted(self, "network_")
-        # What fit used; set_params may have changed it since. The threshold is free to move.
-        params = {**self.fitted_params_, "threshold": self.threshold}
-        document = {
-            "metaecg_version": metaecg.__version__,
-            "method": params["method"],
-            "params": {name: to_json(value) for name, value in params.items()},
-            "adapted_layers": self.adapted_layers_,
-            "base_fingerprint": self.base.fingerprint,
-            "classes": list(self.base.classes),
-            "n_support": self.n_support_,
-            "n_trainable": self.n_trainable_,
-            "n_bytes": self.adapter_bytes_,
-            "loss_curve": self.loss_curve_,
-            "prefine_curve": self.prefine_curve_,
-            "fit_seconds": self.fit_seconds_,
-        }
         tensors = adapters.adapter_tensors(
-            self.network_, with_statistics=params["method"] in MOVES_STATISTICS
+            self.network_, with_statistics=self.fitted_params_["method"] in MOVES_STATISTICS
         )
-        adapters.write_adapter(folder, tensors, document)
+        adapters.write_adapter(folder, tensors, adapters.document_of(self))
 
     @classmethod
     def load(cls, folder: str | os.PathLike, base) -> "Personalizer":
@@ -270,7 +319,9 @@ class Personalizer(ClassifierMixin, BaseEstimator):
             network = personal._prepared(document.get("adapted_layers") or None)
             has_statistics = personal.method in MOVES_STATISTICS
             adapters.put_tensors(network, tensors, with_statistics=has_statistics)
-            personal._set_fitted(network, document["n_support"])
+            has_rhythm = personal.rhythm != "none"
+            chain = RhythmChain.from_dict(document.get("rhythm_chain")) if has_rhythm else None
+            personal._set_fitted(network, document["n_support"], chain)
             personal.loss_curve_ = list(document.get("loss_curve", []))
             personal.prefine_curve_ = list(document.get("prefine_curve", []))
             personal.fit_seconds_ = float(document.get("fit_seconds", 0.0))
@@ -288,8 +339,10 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         index = label_index(labels, self.base.classes, n_windows=len(windows))
         n_each = 2 if self.prefine == "intended" else 1
         check_enough(index, self.base.classes, subject_id=subject_id, n_each=n_each)
-        time_s = self._times(time_s, len(windows))
+        time_s = times_of_support(time_s, len(windows), rhythm=self.rhythm, prefine=self.prefine)
 
+        has_rhythm = self.rhythm != "none"
+        chain = chain_of_support(self.base, index, time_s) if has_rhythm else None
         network = self._prepared(self.target_modules)
         device = next(network.parameters()).device
         x = torch.from_numpy(self.base.preprocessing.normalize_windows(windows)).to(device)
@@ -297,7 +350,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         prefine_curve = self._prefine(network, x, y, time_s)
         self.loss_curve_ = self._tune(network, x, y)
         self.prefine_curve_ = prefine_curve
-        self._set_fitted(network, class_counts(index, self.base.classes))
+        self._set_fitted(network, class_counts(index, self.base.classes), chain)
         self.fit_seconds_ = time.perf_counter() - begin
         return self
 
@@ -328,29 +381,16 @@ class Personalizer(ClassifierMixin, BaseEstimator):
             return prefine_released(network, x, y, generator=generator)
         return []
 
-    def _times(self, time_s: np.ndarray | None, n_windows: int) -> np.ndarray | None:
-        if time_s is not None:
-            return checked_times(time_s, n_windows=n_windows)
-        if self.prefine == "intended":
-            raise DataError(
-                "prefine='intended' splits the windows in time, but time_s is None. Hand over "
-                "time_s, the start of each window in seconds, or use prefine='released'."
-            )
-        return None
-
-    def _set_fitted(self, network: torch.nn.Module, n_support: dict[str, int]) -> None:
+    def _set_fitted(
+        self, network: torch.nn.Module, n_support: dict[str, int], chain: RhythmChain | None
+    ) -> None:
         self.fitted_params_ = self.get_params(deep=False)
         del self.fitted_params_["base"]
         self.classes_ = np.asarray(self.base.classes)
         self.n_support_ = dict(n_support)
+        self.chain_ = chain
         self.n_trainable_ = sum(p.numel() for p in trained_parameters(network).values())
         has_statistics = self.fitted_params_["method"] in MOVES_STATISTICS
         self.adapter_bytes_ = adapters.adapter_bytes(network, with_statistics=has_statistics)
-        self.adapted_layers_ = _adapted_layers(network)
+        self.adapted_layers_ = adapters.adapted_layers(network)
         self.network_ = network.eval()
-
-
-def _adapted_layers(network: torch.nn.Module) -> list[str]:
-    prefix, mark = "base_model.model.", ".lora_A."
-    names = (name.split(mark)[0] for name in trained_parameters(network) if mark in name)
-    return [name.removeprefix(prefix) for name in names]

@@ -260,7 +260,12 @@ class RhythmFilter:
 
     @classmethod
     def from_dict(cls, values: dict) -> "RhythmFilter":
-        """Rebuild from `to_dict`'s values: it goes on where that one stood."""
+        """Rebuild from `to_dict`'s values: it goes on where that one stood.
+
+        Other keys or impossible values raise ValueError.
+        """
+        if not isinstance(values, dict) or set(values) != {"model", "chain", "last"}:
+            raise ValueError(f"RhythmFilter was given {values!r}; expected what to_dict returned.")
         found = cls(RhythmModel.from_dict(values["model"]), RhythmChain.from_dict(values["chain"]))
         if values["last"] is not None:
             log_odds, start_s, record_id = values["last"]

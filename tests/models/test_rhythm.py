@@ -224,6 +224,12 @@ def test_a_stream_goes_on_from_its_written_state():
     assert found == expected
 
 
+@pytest.mark.parametrize("values", [None, {}, {"model": VALUES, "last": None}])
+def test_a_state_with_other_keys_is_refused(values):
+    with pytest.raises(ValueError, match="expected what to_dict returned"):
+        RhythmFilter.from_dict(values)
+
+
 def test_a_window_that_can_not_be_used_leaves_the_stream_as_it_was():
     stream, other = RhythmFilter(make_model()), RhythmFilter(make_model())
     stream.step(3.0, 0.0)
