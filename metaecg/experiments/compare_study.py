@@ -6,7 +6,8 @@ comparison to say where a configuration came from, and decide nothing in it.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,12 @@ def _from_storage(name: str) -> dict[str, Any]:
             f"the output folder of tune (with its {FILE})."
         )
     shown = without_password(url)
+    places = [url.removeprefix(p) for p in ("journal:", "sqlite:///") if url.startswith(p)]
+    if places and not Path(places[0]).is_file():  # opening it would make an empty one
+        raise DataError(f"--study names {shown}, which doesn't exist.")
     try:
-        return {**_described(_load(url, study_name, shown)), "source": shown}
+        with _opened(url) as storage:
+            return {**_described(_load(storage, study_name, shown)), "source": shown}
     except MetaECGError:
         raise
     except Exception as error:  # whatever a database or its driver raises
@@ -108,15 +113,28 @@ def _from_storage(name: str) -> dict[str, Any]:
         ) from error
 
 
-def _load(url: str, study_name: str, shown: str):
+@contextmanager
+def _opened(url: str) -> Iterator[Any]:
+    """Open a storage to read it: no table is made and no heartbeat sent, unlike for tuning."""
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if url.startswith("journal:"):
+        yield JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
+        return
+    scheme, rest = url.split("://", 1)
+    scheme = "postgresql+psycopg" if scheme == "postgresql" else scheme  # the driver of the extra
+    storage = RDBStorage(f"{scheme}://{rest}", skip_table_creation=True)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _load(storage, study_name: str, shown: str):
     import optuna
 
-    from metaecg.experiments.tune_storage import open_storage
-
-    places = [url.removeprefix(p) for p in ("journal:", "sqlite:///") if url.startswith(p)]
-    if places and not Path(places[0]).is_file():  # opening it would make an empty one
-        raise DataError(f"--study names {shown}, which doesn't exist.")
-    storage = open_storage(url)
     names = optuna.get_all_study_names(storage)
     if study_name not in names:
         raise DataError(
