@@ -129,8 +129,10 @@ def test_a_stream_needs_a_rhythm(fitted):
 def test_va_is_the_positive_class_wherever_it_stands(make_base, support, later):
     base = with_rhythm(make_base(classes=("va", "other")))
     personal = Personalizer(base, method="head", rhythm="offline")
-    personal.fit(support[0], 1 - support[1], time_s=support[2])
-    assert personal.chain_ == RHYTHM.for_patient(support[2], support[1])
+    times = np.where(support[1] == 1, support[2], 50 + 10 * support[2])  # another chain of "other"
+    personal.fit(support[0], 1 - support[1], time_s=times)
+    assert personal.chain_ == RHYTHM.for_patient(times, support[1])
+    assert personal.chain_ != RHYTHM.for_patient(times, 1 - support[1])
     logits = personal.logits(later[0])
     log_odds = RHYTHM.posterior(logits[:, 0] - logits[:, 1], later[2], chain=personal.chain_)
     found = personal.predict_proba(later[0], time_s=later[2])
