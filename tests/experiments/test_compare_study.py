@@ -63,7 +63,6 @@ def test_the_course_of_a_database_holds_the_complete_trials_and_the_best_until_t
     assert [each["best"] for each in found["course"]] == [0.5, 0.5, 0.75, 0.75, 1.0]
     assert found["states"] == {"complete": 5, "pruned": 1, "fail": 1}
     assert (found["study"], found["source"]) == ("va", f"sqlite:///{sqlite}")
-    assert found["importance"] is None and "at least" in found["importance_note"]
 
 
 def test_what_mattered_is_taken_from_a_database_with_enough_trials(tmp_path):
