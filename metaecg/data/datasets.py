@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,14 +14,27 @@ from metaecg.checks import did_you_mean
 from metaecg.data import cache
 from metaecg.data.databases import DATABASES, get_database
 from metaecg.data.preprocessing import MARGIN_S, Preprocessing
-from metaecg.data.records import read_record, record_files, subject_of
+from metaecg.data.records import Record, read_record, record_files, subject_of
 from metaecg.data.windows import RecordInfo, WindowSet, cut_windows, join
 from metaecg.errors import CacheError, DataError
 
 PREPARATION_VERSION = 3
 """Part of every cache key; raise it when the same files and settings would give other windows."""
 
-_TABLE = ("labels", "is_mixed", "start_s", "time_s")
+_PER_RECORD = ("subject_ids", "record_ids")
+"""Columns of a set that the records' own facts give."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutting:
+    """How recordings become windows, for `prepare_records`."""
+
+    cut: Callable[[Record], tuple[WindowSet, RecordInfo]]
+    settings: Mapping[str, object]
+    """What decides the windows beside the files, as JSON values: part of the cache's key."""
+    set_type: type[WindowSet] = WindowSet
+    info_type: type[RecordInfo] = RecordInfo
+    """What `cut` returns; a cache entry is read back as these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,22 +135,44 @@ def prepare(
     prepare the same windows at once; what they publish is the same and appears whole or not at all.
     """
     preprocessing = preprocessing or Preprocessing()
-    paths = find_records(root, databases)
-    if only is not None:
-        paths = _recordings_of(only, paths)
+    cutting = Cutting(
+        cut=lambda record: cut_windows(record, preprocessing, dense_va=dense_va),
+        settings={"preprocessing": without_normalize(preprocessing), "dense_va": dense_va},
+    )
+    paths = find_records(root, databases, only=only)
+    return prepare_records(
+        paths, cutting, cache_root=cache_root, n_workers=n_workers, on_record=on_record
+    )
+
+
+def prepare_records(
+    paths: Sequence[Path],
+    cutting: Cutting,
+    *,
+    cache_root: str | Path | None = None,
+    n_workers: int = 2,
+    on_record: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Return what `cutting` makes of the recordings, from the cache where it has them.
+
+    `paths` as `find_records` returns them; the rest as for `prepare`.
+    """
     checksums = cache.checksums(
         [f for p in paths for f in _files(p)], cache_root, n_workers=n_workers
     )
-    key = _key(paths, checksums, preprocessing, dense_va)
-    if cache_root is not None:
-        found = cache.load(Path(cache_root), key, read=_read_dataset)
-        if found is not None:
-            return found
-    parts = _prepared(paths, checksums, preprocessing, dense_va, n_workers, on_record)
+    parts = _prepared(paths, checksums, cutting, n_workers, on_record)
     if cache_root is None:
         return _joined(parts)
+    key = _key(paths, checksums, cutting)
+
+    def read(folder: Path) -> Dataset:
+        return _read_dataset(folder, cutting)
+
+    found = cache.load(Path(cache_root), key, read=read)
+    if found is not None:
+        return found
     cache.store(Path(cache_root), key, write=lambda folder: _write_dataset(folder, parts))
-    found = cache.load(Path(cache_root), key, read=_read_dataset)
+    found = cache.load(Path(cache_root), key, read=read)
     if found is None:
         raise CacheError(
             f"the windows just written to the cache {cache_root} can't be read back. Choose another "
@@ -146,11 +181,18 @@ def prepare(
     return found
 
 
-def find_records(root: str | Path, databases: Sequence[str]) -> list[Path]:
+def without_normalize(preprocessing: Preprocessing) -> dict:
+    """Return the preprocessing as JSON values for a key; normalisation is applied later."""
+    return {**preprocessing.to_dict(), "normalize": None}
+
+
+def find_records(
+    root: str | Path, databases: Sequence[str], *, only: Collection[str] | None = None
+) -> list[Path]:
     """Return the record paths (without extension) of the databases under `root`, in order.
 
     ``RECORDS`` files may name records that are not there (part of a database): every header in the
-    folder counts, and nothing else.
+    folder counts, and nothing else. `only` as for `prepare`.
     """
     root, found = Path(root), []
     for slug in dict.fromkeys(databases):  # a database named twice counts once
@@ -165,7 +207,7 @@ def find_records(root: str | Path, databases: Sequence[str]) -> list[Path]:
         if not headers:
             raise DataError(f"{root / slug} holds no WFDB header (*.hea); expected recordings.")
         found += [header.with_suffix("") for header in headers]
-    return found
+    return found if only is None else _recordings_of(only, found)
 
 
 def _recordings_of(only: Collection[str], paths: list[Path]) -> list[Path]:
@@ -185,12 +227,11 @@ def _files(path: Path) -> list[Path]:
     return record_files(path, extension=known.annotation_extension if known else "atr")
 
 
-def _key(paths, checksums: dict[Path, str], preprocessing: Preprocessing, dense_va: bool) -> str:
+def _key(paths, checksums: dict[Path, str], cutting: Cutting) -> str:
     content = {
         "version": PREPARATION_VERSION,
         "margin_s": MARGIN_S,
-        "preprocessing": {**preprocessing.to_dict(), "normalize": None},  # applied later
-        "dense_va": dense_va,
+        **cutting.settings,
         "files": [
             (path.parent.name, file.name, checksums[file])
             for path in paths
@@ -201,14 +242,14 @@ def _key(paths, checksums: dict[Path, str], preprocessing: Preprocessing, dense_
 
 
 def _prepared(
-    paths, checksums, preprocessing, dense_va, n_workers, on_record
+    paths, checksums, cutting, n_workers, on_record
 ) -> Iterator[tuple[WindowSet, RecordInfo]]:
     """Yield each record's windows in order, while threads prepare the next ones."""
     ends: dict[str, float] = {}
 
     def prepare_one(path: Path) -> tuple[WindowSet, RecordInfo]:
         try:
-            windows, info = cut_windows(read_record(path), preprocessing, dense_va=dense_va)
+            windows, info = cutting.cut(read_record(path))
         except OSError as error:
             raise DataError(f"record {path.name!r} can't be read: {error}.") from error
         return windows, replace(info, checksums={f.name: checksums[f] for f in _files(path)})
@@ -233,43 +274,44 @@ def _joined(parts: Iterable[tuple[WindowSet, RecordInfo]]) -> Dataset:
 
 def _write_dataset(folder: Path, parts: Iterable[tuple[WindowSet, RecordInfo]]) -> None:
     """Write the windows record by record as they come, then what belongs to them."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in _TABLE}
+    columns: dict[str, list[np.ndarray]] = {}
     n_windows: list[int] = []
     infos: list[RecordInfo] = []
     with open(folder / "windows.f32", "wb") as file:
         for windows, info in parts:
             file.write(np.ascontiguousarray(windows.windows, dtype="<f4").data)
-            for name in _TABLE:
-                columns[name].append(getattr(windows, name))
+            for name in windows.columns:
+                if name != "windows" and name not in _PER_RECORD:
+                    columns.setdefault(name, []).append(getattr(windows, name))
             n_windows.append(len(windows))
             infos.append(info)
     table = {name: np.concatenate(found) for name, found in columns.items()}
     np.savez(folder / "table.npz", n_windows=np.array(n_windows), **table)
     facts = {
-        "fs_hz": windows.fs_hz,
-        "window_s": windows.window_s,
+        **{
+            f.name: getattr(windows, f.name)
+            for f in fields(windows)
+            if f.name not in windows.columns
+        },
         "shape": windows.windows.shape[1:],
-        "classes": windows.classes,
         "records": [info.to_dict() for info in infos],
     }
     (folder / "dataset.json").write_text(json.dumps(facts))
 
 
-def _read_dataset(folder: Path) -> Dataset:
+def _read_dataset(folder: Path, cutting: Cutting) -> Dataset:
     facts = json.loads((folder / "dataset.json").read_text())
-    records = tuple(RecordInfo.from_dict(values) for values in facts["records"])
+    records = tuple(cutting.info_type.from_dict(values) for values in facts.pop("records"))
     path = folder / "table.npz"
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as table:
         columns = {name: table[name] for name in table.files}
     record = np.repeat(np.arange(len(records)), columns.pop("n_windows"))
-    shape = (len(record), *facts["shape"])
-    windows = WindowSet(
+    shape = (len(record), *facts.pop("shape"))
+    windows = cutting.set_type(
         windows=_mapped(folder / "windows.f32", shape),
         subject_ids=np.array([r.subject_id for r in records])[record],
         record_ids=np.array([r.record_id for r in records])[record],
-        classes=tuple(facts["classes"]),
-        fs_hz=facts["fs_hz"],
-        window_s=facts["window_s"],
+        **{name: tuple(v) if isinstance(v, list) else v for name, v in facts.items()},
         **columns,
     )
     if {len(column) for column in columns.values()} != {len(record)}:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,8 +18,6 @@ DENSE_LIMIT = 150
 
 NO_SIGNAL = (".hea", ".atr", ".qrs")
 """Endings of files that belong to a recording and hold no signal."""
-
-_COLUMNS = ("windows", "labels", "is_mixed", "subject_ids", "record_ids", "start_s", "time_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +43,17 @@ class WindowSet:
     fs_hz: float
     window_s: float
 
+    columns: ClassVar[tuple[str, ...]] = tuple(
+        "windows labels is_mixed subject_ids record_ids start_s time_s".split()
+    )
+    """Every array of the set; `select`, `join` and the cache keep them in line."""
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, index: np.ndarray) -> "WindowSet":
         """Return the windows at `index` (positions or a boolean mask), in that order."""
-        return replace(self, **{name: getattr(self, name)[index] for name in _COLUMNS})
+        return replace(self, **{name: getattr(self, name)[index] for name in self.columns})
 
     def of_subject(self, subject_id: str) -> "WindowSet":
         """Return one subject's windows in the order of time."""
@@ -104,7 +108,7 @@ def join(sets: Sequence[WindowSet]) -> WindowSet:
     """Put window sets of one preprocessing behind one another."""
     if not sets:
         raise DataError("there are no windows to join; expected at least one recording.")
-    joined = {name: np.concatenate([getattr(s, name) for s in sets]) for name in _COLUMNS}
+    joined = {name: np.concatenate([getattr(s, name) for s in sets]) for name in sets[0].columns}
     return replace(sets[0], **joined)
 
 
@@ -143,7 +147,7 @@ def cut_windows(
         if dense_va
         else _plain_starts(record, window_s)
     )
-    windows, is_measured = _cut(record, starts, preprocessing)
+    windows, is_measured = cut_at(record, starts, preprocessing)
     va = covered_fraction(intervals.va, starts, window_s=window_s)
     is_noise = covered_fraction(intervals.excluded, starts, window_s=window_s) > 1e-9
     kept = is_measured & ~is_noise
@@ -209,7 +213,7 @@ def windows_from_marks(
         starts.extend(first + preprocessing.window_s * np.arange(n_fit))
         labels.extend([classes.index(label)] * n_fit)
     start_s = np.array(starts)
-    windows, is_measured = _cut(record, start_s, preprocessing)
+    windows, is_measured = cut_at(record, start_s, preprocessing)
     return WindowSet(
         windows=windows,
         labels=np.array(labels, dtype=np.int64)[is_measured],
@@ -241,10 +245,21 @@ def _dense_starts(
     return np.array(starts)
 
 
-def _cut(
+def cut_at(
     record: Record, start_s: np.ndarray, preprocessing: Preprocessing
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the fully measured windows among those at `start_s`, and which ones they are."""
+    """Return the fully measured windows among those at `start_s`, and which ones they are.
+
+    A window starts on the nearest sample of the grid at ``preprocessing.fs_hz``. One that leaves
+    the recording is not fully measured.
+
+    Returns
+    -------
+    windows
+        Shape ``(n_measured, n_leads, n_samples)``, float32, millivolts.
+    is_measured
+        Shape ``(n_windows,)``, bool, in line with `start_s`.
+    """
     n_samples = preprocessing.n_samples
     first = np.round(start_s * preprocessing.fs_hz).astype(np.int64)
     is_measured = np.zeros(len(first), dtype=bool)
