@@ -129,6 +129,16 @@ class EnsembleConfig(Section):
     """Networks, each pre-trained on the whole budget from a seed of its own."""
 
 
+class ShotsConfig(Section):
+    """How the figures grow with the number of labelled windows; all on the same test windows."""
+
+    method: str = "ensemble+full+offline"
+    """The method; with 0 windows its base as it is, in time as the method does."""
+    n_shots: list[Annotated[int, Field(ge=0)]] = []
+    """Labelled windows per class, such as [0,1,3,5,10,20]. The test part comes after the largest
+    support, for all of them; who has too few windows for that is left out. Default: no curve."""
+
+
 class CurriculumConfig(Section):
     """Which subjects are trained on when (methods with +curriculum)."""
 
@@ -242,6 +252,7 @@ class VAConfig(Section):
     pretrain: PretrainConfig = PretrainConfig()
     meta: MetaConfig = MetaConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
+    shots: ShotsConfig = ShotsConfig()
     augment: AugmentConfig = AugmentConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
     personalize: PersonalizeConfig = PersonalizeConfig()
@@ -251,11 +262,13 @@ class VAConfig(Section):
     def values(self, *, without: set[str]) -> dict:
         """Return plain JSON values but for the fields `without`, and for sections that say nothing.
 
-        Those are an augmentation that is off and an ensemble of the default size. Runs from before
-        there were such sections stay comparable in this way: they hold the same values.
+        Those are an augmentation that is off, an ensemble of the default size and no curve over shots.
+        Runs from before there were such sections stay comparable in this way: they hold the same
+        values.
         """
         silent = {"augment"} if self.augment.is_off else set()
         silent |= {"ensemble"} if self.ensemble == EnsembleConfig() else set()
+        silent |= set() if self.shots.n_shots else {"shots"}
         return self.model_dump(mode="json", exclude=without | silent)
 
     def hash(self) -> str:

@@ -22,6 +22,7 @@ from metaecg.experiments.va_methods import (
     METHODS,
     PREFERRED_BASES,
     choose_methods,
+    points_of_curve,
 )
 from metaecg.experiments.va_options import as_yaml, make_parser, resolve
 
@@ -74,6 +75,7 @@ def run(config: VAConfig, *, resume: bool = False) -> dict:
     with progress("starting"):
         _check_network(config)
     methods = choose_methods(config.methods, table=BASE_ONLY_METHODS if config.base else METHODS)
+    methods = _possible(config, methods) | _curve(config)
     dataset = prepare_windows(config)
     who = eligibility(dataset, protocol=config.protocol, n_shots=config.n_shots)
     splits = splits_of(config, dataset, who)
@@ -153,6 +155,13 @@ def _possible(config: VAConfig, methods: dict) -> dict:
             f"{', '.join(in_time)}, or train a base with a method such as ensemble+full+causal."
         )
     return {name: method for name, method in methods.items() if not method.context}
+
+
+def _curve(config: VAConfig) -> dict:
+    table = BASE_ONLY_METHODS if config.base else METHODS
+    if not config.shots.n_shots:
+        return {}
+    return points_of_curve(config.shots.method, config.shots.n_shots, table=table)
 
 
 def _fingerprint(config: VAConfig) -> str | None:

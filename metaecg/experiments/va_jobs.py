@@ -29,7 +29,7 @@ from metaecg.experiments.va_bases import (
     training_cost,
 )
 from metaecg.experiments.va_methods import Method
-from metaecg.experiments.va_personal import false_alarms_alone, predict_subject
+from metaecg.experiments.va_personal import false_alarms_alone, is_on_curve, predict_subject
 from metaecg.meta.training_state import Checkpoint
 from metaecg.models.checkpoints import BaseModel, load_base
 
@@ -150,11 +150,14 @@ def predict_held_out(
     predictions = []
     for name, method in job.methods.items():
         for subject_id in job.eligible:
-            predictions.append(
-                predict_subject(name, method, job.kind, job.seed, base, subject_id, config, dataset)
-            )
+            if is_on_curve(method, dataset.of_subject(subject_id)):
+                predictions.append(
+                    predict_subject(
+                        name, method, job.kind, job.seed, base, subject_id, config, dataset
+                    )
+                )
             on_progress(ADAPT_COST)
-        if method.adapt is None:
+        if method.adapt is None and method.after_shots is None:
             predictions += [
                 false_alarms_alone(name, method, job.seed, base, subject_id, dataset)
                 for subject_id in job.one_class

@@ -19,6 +19,10 @@ class Method:
     description: str
     by_name: bool = False
     """Run only where it is named: it costs several times as much as the others."""
+    n_shots: int | None = None
+    """Labelled windows per class; None: those of the run."""
+    after_shots: int | None = None
+    """The test part comes after a support of so many windows per class; None: after its own."""
     context: Literal["causal", "offline"] | None = None
     """How windows before, and after, count for a window: by the base's rhythm model; None: not."""
 
@@ -141,6 +145,27 @@ BASE_ONLY_METHODS |= _in_time(
     {name: BASE_ONLY_METHODS[name] for name in ("zero-shot", "head", "full", "lora")}
 )
 """What ``--base`` runs: nothing is trained. Those with context need a base with a rhythm model."""
+
+CURVE = "@"
+"""Between a method and its number of shots in the name of a point of the curve."""
+
+
+def points_of_curve(
+    name: str, n_shots: list[int], *, table: dict[str, Method]
+) -> dict[str, Method]:
+    """Return the method `name` once per number of shots, tested after the largest support."""
+    points = {}
+    for n in sorted(set(n_shots)):
+        words = f"{table[name].description}; {n} windows per class" if n else "no labelled window"
+        points[f"{name}{CURVE}{n}"] = replace(
+            table[name],
+            adapt=table[name].adapt if n else None,
+            description=words,
+            n_shots=n,
+            after_shots=max(n_shots),
+        )
+    return points
+
 
 PREFERRED_BASES = ("ensemble", "maml+curriculum", "maml", "pretrain")
 """The first of these that a run trains is the one it writes to OUT/model. The order is fixed in

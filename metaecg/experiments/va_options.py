@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from metaecg.checks import did_you_mean
 from metaecg.data.databases import DATABASES
 from metaecg.errors import ConfigError
 from metaecg.experiments.cli import argument_parser
@@ -189,6 +190,17 @@ def _semantic_problems(config: VAConfig) -> list[str]:
                 f"would all count as 'other'; expected {', '.join(VA_DATABASES)} or a folder of yours."
             )
     problems += _network_problems(config)
+    table = BASE_ONLY_METHODS if config.base else METHODS
+    if config.shots.n_shots and config.shots.method not in table:
+        problems.append(
+            f"shots.method is {config.shots.method!r}; expected "
+            f"{did_you_mean(config.shots.method, table)}"
+        )
+    if config.shots.n_shots and (config.protocol != "deploy" or not any(config.shots.n_shots)):
+        problems.append(
+            f"shots.n_shots is {config.shots.n_shots} under {config.protocol}; a curve needs "
+            "protocol=deploy and a number above 0."
+        )
     in_time = [name for name, method in _chosen(config).items() if method.context]
     if in_time and config.protocol != "deploy" and not config.base:
         problems.append(

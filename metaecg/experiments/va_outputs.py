@@ -12,6 +12,7 @@ from metaecg.experiments.provenance import versions
 from metaecg.experiments.tracking import make_tracker
 from metaecg.experiments.tracking_facts import datasets_of, recipe_tags
 from metaecg.experiments.va_bases import base_note
+from metaecg.experiments.va_methods import CURVE
 from metaecg.seeding import numpy_generator
 
 STRIP_S = 60.0
@@ -38,7 +39,9 @@ def assemble(
             description=method.description + base_note(method.base, config),
         )
         for name, method in methods.items()
+        if any(p.method == name for p in predictions)  # nobody has windows enough for a curve
     }
+    points = {name: table.pop(name) for name in list(table) if CURVE in name}
     reference = next((n for n in ("pretrain+full", "zero-shot") if n in table), next(iter(table)))
     return {
         "schema": 1,
@@ -59,7 +62,25 @@ def assemble(
         "methods": table,
         "difference_to": reference,
         "differences": compare_methods(table, reference=reference),
+        "shots": _curve(config, points),
         "ineligible": _not_evaluated(dataset, who, splits, evaluated),
+    }
+
+
+def _curve(config: VAConfig, points: dict) -> dict | None:
+    """Return the figures by number of shots, each with its difference to the most shots."""
+    if not points:
+        return None
+    most = list(points)[-1]
+    differences = compare_methods(points, reference=most)
+    return {
+        "method": config.shots.method,
+        "n_subjects": len(points[most]["subjects"]),
+        "after_shots": max(config.shots.n_shots),
+        "points": {
+            name.rpartition(CURVE)[2]: {**figures, "difference": differences[name]}
+            for name, figures in points.items()
+        },
     }
 
 

@@ -11,6 +11,7 @@ from metaecg.adapt.h_tuning import HTuning
 from metaecg.adapt.personalize import Personalizer
 from metaecg.data.datasets import Dataset
 from metaecg.data.windows import WindowSet
+from metaecg.errors import NotEnoughWindowsError
 from metaecg.evaluate.predictions import Prediction
 from metaecg.evaluate.protocol import held_out_task
 from metaecg.experiments.config import VAConfig
@@ -31,10 +32,7 @@ def predict_subject(
     dataset: Dataset,
 ) -> Prediction:
     """Personalize `base`, of the kind `kind`, to the subject's support; predict its test part."""
-    rng = numpy_generator(seed, "support", subject_id)  # the same for every method
-    windows = dataset.of_subject(subject_id)
-    task = held_out_task(windows, protocol=config.protocol, n_shots=config.n_shots, rng=rng)
-    support, query = task.support, task.query
+    support, query = _support_and_query(method, seed, dataset.of_subject(subject_id), config)
     if kind == "shuffled":
         support = shuffle_labels(support, seed, f"support of {subject_id}")
     begin = time.perf_counter()
@@ -56,6 +54,29 @@ def predict_subject(
     )
 
 
+def is_on_curve(method: Method, windows: WindowSet) -> bool:
+    """Whether a subject has windows enough for the largest support of a curve; True without one."""
+    if method.after_shots is None:
+        return True
+    try:
+        held_out_task(windows, protocol="deploy", n_shots=method.after_shots)
+    except NotEnoughWindowsError:
+        return False
+    return True
+
+
+def _support_and_query(
+    method: Method, seed: int, windows: WindowSet, config: VAConfig
+) -> tuple[WindowSet, WindowSet]:
+    rng = numpy_generator(seed, "support", windows.subject_ids[0])  # the same for every method
+    if method.after_shots is None:
+        task = held_out_task(windows, protocol=config.protocol, n_shots=config.n_shots, rng=rng)
+        return task.support, task.query
+    query = held_out_task(windows, protocol="deploy", n_shots=method.after_shots).query
+    own = method.n_shots or method.after_shots  # with no shots the support is not looked at
+    return held_out_task(windows, protocol="deploy", n_shots=own).support, query
+
+
 def fitted(
     base: BaseModel, method: Method, support: WindowSet, config: VAConfig, *, seed: int
 ) -> Personalizer:
@@ -72,7 +93,7 @@ def fitted(
         freeze=settings.freeze,
         h_tuning=HTuning(**settings.h_tuning.model_dump()) if is_h_tuning else None,
         prefine=settings.prefine if method.prefine else None,
-        **({"rhythm": method.context} if method.context else {}),
+        rhythm=method.context or "none",
         random_state=derive_seed(seed, "personalize", subject_id) % 2**31,
     ).fit(support.windows, support.labels, time_s=support.time_s)
 
