@@ -4,7 +4,6 @@ Parameters, tags and datasets replace themselves; a metric point is the same row
 a registered version carry the run's key and are looked for before one is made.
 """
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -58,8 +57,7 @@ class Store:
             return
         path = Path(uri.removeprefix("sqlite:///"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        with FileLock(Path(tempfile.gettempdir()) / f"metaecg-mlflow-{name}.lock"):
+        with FileLock(Path(tempfile.gettempdir()) / f"metaecg-mlflow-{os.getuid()}.lock"):
             if template is not None and not path.exists():
                 shutil.copyfile(template, path)
             self._client = MlflowClient(tracking_uri=uri)  # two would both make the tables
@@ -230,15 +228,21 @@ class Store:
 
 @contextmanager
 def _default_store(uri: str) -> Iterator[None]:
-    """Make a store MLflow's default for a moment: an SQL registry looks there for ``models:/ID``."""
+    """Make a store MLflow's default for a moment: an SQL registry looks there for ``models:/ID``.
+
+    MLflow's setter writes the environment too, which is put back; what was set by either is then
+    found there.
+    """
     import mlflow
 
-    before = mlflow.get_tracking_uri()
+    before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def import_pyfunc():

@@ -329,7 +329,9 @@ def test_a_base_without_a_server_is_registered_by_the_replay_and_only_once(
     (journal,) = find_journals(out)
     shutil.copytree(journal, tmp_path / "kept")
     again = ["replay", str(out), "--uri", server.uri]
+    before = dict(os.environ)
     assert main(again) == 0
+    assert dict(os.environ) == before
     assert "registered as models:/later/1" in capsys.readouterr().out
     shutil.copytree(tmp_path / "kept", journal)
     assert main(again) == 0
