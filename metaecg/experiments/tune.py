@@ -14,7 +14,7 @@ joins it: --n-trials is how many trials the study has in all. See docs/tuning.md
 """
 
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from metaecg.data.splits import Split
@@ -63,21 +63,28 @@ def run(plan: Plan, *, must_exist: bool = False) -> str:
     AdaptationError
         No trial was completed, or every worker was killed.
     """
-    from metaecg.experiments.tune_outputs import record_outputs, table, write_outputs, write_split
-    from metaecg.experiments.tune_storage import open_storage
-    from metaecg.experiments.tune_study import fail_dead, finished, split_of
-    from metaecg.experiments.tune_workers import Task, quiet_optuna, run_trials
+    from metaecg.experiments.tune_storage import opened_storage
+    from metaecg.experiments.tune_workers import quiet_optuna
 
-    with progress("starting"):
-        quiet_optuna()
-        storage = open_storage(plan.config.storage_url)
+    with ExitStack() as stack:
+        with progress("starting"):
+            quiet_optuna()
+            storage = stack.enter_context(opened_storage(plan.config.storage_url))
+        return _run(plan, storage, must_exist=must_exist)
+
+
+def _run(plan: Plan, storage, *, must_exist: bool) -> str:
+    from metaecg.experiments.tune_outputs import record_outputs, table, write_outputs, write_split
+    from metaecg.experiments.tune_study import fail_dead, finished
+    from metaecg.experiments.tune_workers import Task, run_trials
+
     study, decides, split = _begun(plan, storage, must_exist=must_exist)
     write_split(plan, split)
     fail_dead(study, storage)
     for note in _notes(plan, len(finished(study))):
         print(note, file=sys.stderr)
     with _tracked(plan, study, decides["data_sha256"]) as (tracker, run_id):
-        task = Task(plan=plan, split=split_of(study), decides=decides, run_id=run_id)
+        task = Task(plan=plan, split=split, decides=decides, run_id=run_id)
         n_trials = plan.config.n_trials
         with progress(f"{n_trials} trials", n_trials) as bar:
             try:
@@ -114,7 +121,7 @@ def _begun(plan: Plan, storage, *, must_exist: bool) -> tuple[Any, dict, Split]:
     plan.recipe.inner_folds(plan.shared, development, plan.config.n_inner_folds)
     decides["data_sha256"] = development.manifest_sha256
     if study is None:
-        return begin_study(storage, plan, decides=decides, split=split), decides, split
+        study = begin_study(storage, plan, decides=decides, split=split)
     check_same(study, plan, decides)
     return study, decides, split
 

@@ -1,12 +1,11 @@
 """What a study leaves behind: best.yaml, split.json, study.json, a table, and its MLflow run."""
 
 import textwrap
+import warnings
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from metaecg.data.splits import Split, write_manifest
 from metaecg.experiments.provenance import git_commit, versions, write_json, write_text
@@ -15,6 +14,7 @@ from metaecg.experiments.tune_options import Plan
 from metaecg.experiments.tune_storage import shown
 from metaecg.experiments.tune_study import (
     DECIDES,
+    DEFAULTS,
     REASON,
     RUN,
     best_trials,
@@ -26,7 +26,7 @@ from metaecg.experiments.tune_study import (
 SCHEMA = 1
 FILES = ("best.yaml", "split.json", "study.json")
 N_SHOWN, WIDTH = 5, 100
-MIN_FOR_IMPORTANCE = 4
+MIN_FOR_IMPORTANCE = 8
 """Complete trials from which on it is said which fields mattered."""
 
 
@@ -52,7 +52,7 @@ def write_outputs(plan: Plan, study) -> dict[str, Any]:
 def describe(plan: Plan, study) -> dict[str, Any]:
     """Return the content of study.json (docs/tuning.md has its fields)."""
     best = best_trials(study)
-    importance, why_not = importances(study)
+    importance, note = importances(study)
     return {
         "schema": SCHEMA,
         "recipe": plan.recipe.name,
@@ -67,7 +67,7 @@ def describe(plan: Plan, study) -> dict[str, Any]:
         "best": best[0].number if best else None,
         "front": [trial.number for trial in best] if len(study.directions) > 1 else None,
         "importance": importance,
-        "importance_note": why_not,
+        "importance_note": note,
         "decides": study.user_attrs.get(DECIDES),
         "mlflow_run_id": study.user_attrs.get(RUN),
         "git_commit": git_commit(),
@@ -77,9 +77,9 @@ def describe(plan: Plan, study) -> dict[str, Any]:
 
 
 def importances(study) -> tuple[dict[str, float] | None, str | None]:
-    """Return how much each field sets the best trials apart, or why that can't be said.
+    """Return how much each field sets the best trials apart, and what to say about that.
 
-    Of a multi-objective study the best are its front.
+    By PED-ANOVA; of a multi-objective study the best are its front. None where it can't be said.
     """
     import optuna
 
@@ -89,14 +89,14 @@ def importances(study) -> tuple[dict[str, float] | None, str | None]:
         return None, f"{len(values)} complete trials; at least {MIN_FOR_IMPORTANCE} are needed"
     if len(set(values)) == 1:
         return None, "all trials are worth the same"
-    try:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         # Without a target: with one, optuna asks what leads to its low values, not to good ones.
         found = optuna.importance.get_param_importances(study)
-    except (ValueError, RuntimeError) as error:
-        return None, str(error)
-    if not all(np.isfinite(value) for value in found.values()):
-        return None, "all trials are worth the same"
-    return {name: float(value) for name, value in found.items()}, None
+    note = f"from {len(values)} complete trials"
+    if said:
+        note += ", few for some fields: a hint, no more"
+    return {name: float(value) for name, value in found.items()}, note
 
 
 def table(plan: Plan, study) -> str:
@@ -120,12 +120,13 @@ def table(plan: Plan, study) -> str:
     if best:
         chosen = ", ".join(f"{name}={_number(value)}" for name, value in best[0].params.items())
         lines += textwrap.wrap(f"trial {best[0].number}: {chosen}", WIDTH, subsequent_indent="  ")
-    importance, why_not = importances(study)
+    importance, note = importances(study)
     if importance:
         first = sorted(importance.items(), key=lambda item: -item[1])[:N_SHOWN]
-        lines.append("mattered most: " + ", ".join(f"{n} {100 * v:.0f} %" for n, v in first))
-    elif why_not:
-        lines.append(f"what mattered can't be said: {why_not}")
+        shares = ", ".join(f"{name} {100 * value:.0f} %" for name, value in first)
+        lines.append(f"mattered most ({note}): {shares}")
+    else:
+        lines.append(f"what mattered can't be said: {note}")
     return "\n".join([*lines, *_failures(study)])
 
 
@@ -162,7 +163,7 @@ def _trial(trial) -> dict[str, Any]:
         "intermediate": {str(step): v for step, v in sorted(trial.intermediate_values.items())},
         "figures": trial.user_attrs.get("figures"),
         "subject_auc": trial.user_attrs.get("subject_auc"),
-        "is_default": bool(trial.user_attrs.get("defaults")),
+        "is_default": bool(trial.user_attrs.get(DEFAULTS)),
         "reason": trial.user_attrs.get(REASON),
         "started": _time(start),
         "seconds": (end - start).total_seconds() if start and end else None,

@@ -4,7 +4,10 @@ import os
 import socket
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from metaecg.errors import ConfigError, MissingDependencyError
 
@@ -13,12 +16,15 @@ HEARTBEAT_S, GRACE_S = 15, 90
 counts as dead: another machine has no other way to know. On one machine the process is looked up."""
 LOCKED_S = 60
 """How long a process waits for another that writes to the same SQLite file."""
-ATTEMPTS, PAUSE_S = 5, 0.5
-"""Two processes may set up an empty database at once; then one of them tries again."""
+ATTEMPTS, PAUSE_S = 8, 0.5
+RACES = ("already exists", "nique", "duplicate", "locked")
+"""Two processes may set up an empty database at once; then one of them tries again. These words of
+the database say so."""
 
 
-def open_storage(url: str):
-    """Return the optuna storage that a `url` names.
+@contextmanager
+def opened_storage(url: str) -> Iterator[Any]:
+    """Open the optuna storage that a `url` names, and close its connections at the end.
 
     Parameters
     ----------
@@ -32,6 +38,17 @@ def open_storage(url: str):
     MissingDependencyError
         The driver of PostgreSQL is not installed.
     """
+    storage = _open(url)
+    try:
+        yield storage
+    finally:
+        if hasattr(storage, "engine"):
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+def _open(url: str):
+    """Open a storage; whatever is wrong with it is one error."""
     kind, _, rest = url.partition(":")
     try:
         if kind == "journal":
@@ -115,15 +132,23 @@ def _journal(path: Path):
 
 def _sqlite(url: str):
     """Open an SQLite file; it lets readers go on while another process writes (WAL)."""
-    import sqlite3
-
     path = Path(url.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with sqlite3.connect(path, timeout=LOCKED_S) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-    connection.close()
     options = {"connect_args": {"timeout": LOCKED_S}}
-    return _with_attempts(lambda: _database(url, options))
+
+    def build():
+        _let_readers_go_on(path)
+        return _database(url, options)
+
+    return _with_attempts(build)
+
+
+def _let_readers_go_on(path: Path) -> None:
+    import sqlite3
+
+    with closing(sqlite3.connect(path, timeout=LOCKED_S)) as connection:
+        if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _database(url: str, options: dict):
@@ -146,13 +171,16 @@ def _with_driver(url: str) -> str:
 
 def _with_attempts(build):
     """Call `build`, again if another process sets up the same tables at this moment."""
+    import sqlite3
+
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
+    races = (IntegrityError, OperationalError, ProgrammingError, sqlite3.OperationalError)
     for left in reversed(range(ATTEMPTS)):
         try:
             return build()
-        except (IntegrityError, OperationalError, ProgrammingError) as error:
-            is_race = any(word in str(error) for word in ("already exists", "nique", "duplicate"))
+        except races as error:
+            is_race = any(word in str(error) for word in RACES)
             if not left or not is_race:
                 raise
             time.sleep(PAUSE_S)

@@ -11,8 +11,9 @@ from metaecg.experiments.tune_storage import is_dead, shown
 
 DECIDES, SPLIT, RUN = "decides", "split", "mlflow_run_id"
 """Attributes of a study: what decides its values, who is held out, its MLflow run."""
-WORKER, REASON, LOST = "worker", "reason", "lost"
-"""Attributes of a trial: who runs it, why it failed, whether that was none of its own fault."""
+WORKER, REASON, LOST, DEFAULTS = "worker", "reason", "lost", "defaults"
+"""Attributes of a trial: who runs it, why it failed, whether that was none of its own fault, whether
+it is the recipe as it is configured."""
 DIRECTIONS = {"auc": "maximize", "f1": "maximize"} | {
     "adapt_seconds": "minimize", "adapter_bytes": "minimize"
 }  # fmt: skip
@@ -22,13 +23,15 @@ SHOWN_DIFFERENCES = 8
 
 
 def find_study(storage, name: str):
-    """Return the study of that name, or None."""
+    """Return the study of that name; None if there is none, or nothing of it but the name."""
     import optuna
 
     try:
-        return optuna.load_study(study_name=name, storage=storage)
+        study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         return None
+    # Who began it may have been killed before it could say what the study is.
+    return study if _settled(study) is not None or _is_begun(study) else None
 
 
 def begin_study(storage, plan: Plan, *, decides: Mapping[str, Any], split: Split):
@@ -47,9 +50,12 @@ def begin_study(storage, plan: Plan, *, decides: Mapping[str, Any], split: Split
         study = optuna.create_study(storage=storage, study_name=name, directions=directions)
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
-        check_same(study, plan, decides)
-        return study
+        if _settled(study) is not None or _is_begun(study):
+            check_same(study, plan, decides)
+            return study
     study.set_user_attr(SPLIT, _split_to_dict(split))
+    if plan.config.start_with_defaults:
+        _enqueue(study, plan)
     study.set_user_attr(DECIDES, dict(decides))  # the last: with it the study is whole
     return study
 
@@ -94,10 +100,15 @@ def _settled(study) -> dict | None:
     """Return what a study says of itself; one that is just being begun gets a moment."""
     for _ in range(SETTLING_S * 2):
         found = study.user_attrs.get(DECIDES)
-        if found is not None or study.get_trials(deepcopy=False):
+        if found is not None or _is_begun(study):
             return found
         time.sleep(0.5)
     return None
+
+
+def _is_begun(study) -> bool:
+    """Whether a trial was ever run; one that waits to be run is part of the beginning."""
+    return any(trial.state.name != "WAITING" for trial in study.get_trials(deepcopy=False))
 
 
 def split_of(study) -> Split:
@@ -173,15 +184,16 @@ def fail_dead(study, storage) -> int:
     return n_failed
 
 
-def offer_defaults(study, values: Mapping[str, Any]) -> None:
-    """Let the next trial be the recipe as it is configured, unless one was or is it."""
-    from optuna.trial import TrialState
+def replace_defaults(study, plan: Plan) -> None:
+    """Let the recipe as it is configured be the next trial, if that trial was lost."""
+    tried = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get(DEFAULTS)]
+    if tried and all(is_lost(trial) for trial in tried):
+        _enqueue(study, plan)
 
-    trials = study.get_trials(deepcopy=False)
-    if not any(t.user_attrs.get("defaults") and not is_lost(t) for t in trials) and not any(
-        t.state == TrialState.WAITING for t in trials
-    ):
-        study.enqueue_trial(dict(values), user_attrs={"defaults": True})
+
+def _enqueue(study, plan: Plan) -> None:
+    values = plan.recipe.defaults(plan.space, plan.shared)
+    study.enqueue_trial(values, user_attrs={DEFAULTS: True})
 
 
 def best_trials(study) -> list:

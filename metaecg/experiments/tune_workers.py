@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from metaecg.data.splits import Split
 from metaecg.errors import AdaptationError
 from metaecg.experiments.tune_options import Plan
-from metaecg.experiments.tune_storage import open_storage
+from metaecg.experiments.tune_storage import opened_storage
 from metaecg.experiments.tune_study import (
     check_same,
     fail_dead,
     find_study,
     finished,
-    offer_defaults,
+    replace_defaults,
     taken,
 )
 
@@ -100,8 +100,7 @@ def _work(task: Task, study, storage, *, on_trial: Callable[[], None]) -> None:
             n_taken = len(taken(study))
             if n_taken >= plan.config.n_trials:
                 return
-            if plan.config.start_with_defaults:
-                offer_defaults(study, plan.recipe.defaults(plan.space, plan.shared))
+            replace_defaults(study, plan)
             study.sampler = make_sampler(plan.config, number=len(study.get_trials(deepcopy=False)))
             study.optimize(objective, n_trials=1, catch=(Exception,))
         finally:
@@ -146,8 +145,8 @@ def _watch(processes, pipes, study, storage, on_finished) -> None:
             if process.exitcode is None or i in counted:
                 continue
             counted.add(i)
-            if pipes[i].poll():
-                raise pipes[i].recv()
+            if (error := _sent(pipes[i])) is not None:
+                raise error
             if process.exitcode:
                 n_failed = fail_dead(study, storage)
                 print(
@@ -156,6 +155,14 @@ def _watch(processes, pipes, study, storage, on_finished) -> None:
                     file=sys.stderr,
                 )
         on_finished(len(finished(study)))
+
+
+def _sent(pipe) -> Exception | None:
+    """Return the error that a process sent before it ended."""
+    try:
+        return pipe.recv() if pipe.poll() else None
+    except EOFError:  # it sent nothing
+        return None
 
 
 def _stop(processes) -> None:
@@ -178,9 +185,9 @@ def _in_process(task: Task, pipe) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     quiet_optuna()
     try:
-        storage = open_storage(task.plan.config.storage_url)
-        study = find_study(storage, task.plan.config.study)
-        _work(task, study, storage, on_trial=lambda: None)
+        with opened_storage(task.plan.config.storage_url) as storage:
+            study = find_study(storage, task.plan.config.study)
+            _work(task, study, storage, on_trial=lambda: None)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGTERM)
     except Exception as error:  # raised again where the command was given
