@@ -4,6 +4,7 @@ import textwrap
 import warnings
 from collections import Counter
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def describe(plan: Plan, study) -> dict[str, Any]:
         "decides": study.user_attrs.get(DECIDES),
         "mlflow_run_id": study.user_attrs.get(RUN),
         "git_commit": git_commit(),
-        "versions": versions(),
+        "versions": {**versions(), "optuna": metadata.version("optuna")},
         "trials": [_trial(trial) for trial in study.get_trials(deepcopy=False)],
     }
 

@@ -253,6 +253,30 @@ def test_a_database_named_twice_counts_once(root):
     assert len(prepare(root, ["own", "own"]).windows) == 30
 
 
+def test_only_the_named_subjects_are_prepared_and_the_others_stay_closed(root, tmp_path):
+    whole = prepare(root, ["own", "mine"])
+    for suffix in (".dat", ".atr"):
+        (root / "own" / f"b{suffix}").unlink()
+    (root / "own" / "b.hea").write_text("no header")
+    some = prepare(root, ["own", "mine"], only=["own/a", "mine/a"], cache_root=tmp_path / "cache")
+    assert some.subject_ids == ["own/a", "mine/a"]
+    for subject in some.subject_ids:
+        mine, theirs = some.of_subject(subject), whole.of_subject(subject)
+        np.testing.assert_array_equal(mine.windows, theirs.windows)
+    assert len(some.windows) == 20
+
+
+def test_both_recordings_of_one_person_are_left_out_together(real_data):
+    some = prepare(real_data, ["mitdb"], only=["mitdb/100", "mitdb/201"])
+    assert [r.record_id for r in some.records] == ["mitdb/100", "mitdb/201", "mitdb/202"]
+
+
+@pytest.mark.parametrize(("only", "named"), [(["own/a", "own/x"], "'own/x'"), ([], "nobody")])
+def test_naming_somebody_without_a_recording_is_refused(root, only, named):
+    with pytest.raises(DataError, match=f"only names {named}, who has no recording"):
+        prepare(root, ["own"], only=only)
+
+
 def test_a_misspelt_database_is_answered_with_the_nearest(tmp_path):
     with pytest.raises(DataError, match="'mitdbb'.*Did you mean 'mitdb'"):
         find_records(tmp_path, ["mitdbb"])
