@@ -157,7 +157,7 @@ def predict_held_out(
                     )
                 )
             on_progress(ADAPT_COST)
-        if method.adapt is None and method.after_shots is None:
+        if method.adapt is None and not method.curve:
             predictions += [
                 false_alarms_alone(name, method, job.seed, base, subject_id, dataset)
                 for subject_id in job.one_class

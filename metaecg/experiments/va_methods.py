@@ -21,8 +21,8 @@ class Method:
     """Run only where it is named: it costs several times as much as the others."""
     n_shots: int | None = None
     """Labelled windows per class; None: those of the run."""
-    after_shots: int | None = None
-    """The test part comes after a support of so many windows per class; None: after its own."""
+    curve: tuple[int, ...] = ()
+    """All shots of the curve that it is a point of: its test part comes after the largest support."""
     context: Literal["causal", "offline"] | None = None
     """How windows before, and after, count for a window: by the base's rhythm model; None: not."""
 
@@ -162,7 +162,7 @@ def points_of_curve(
             adapt=table[name].adapt if n else None,
             description=words,
             n_shots=n,
-            after_shots=max(n_shots),
+            curve=tuple(sorted(set(n_shots))),
         )
     return points
 

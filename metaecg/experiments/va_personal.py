@@ -55,11 +55,13 @@ def predict_subject(
 
 
 def is_on_curve(method: Method, windows: WindowSet) -> bool:
-    """Whether a subject has windows enough for the largest support of a curve; True without one."""
-    if method.after_shots is None:
-        return True
+    """Whether a subject has windows enough for every point of the method's curve; True without one.
+
+    A single window of each class may be the hardest to have: a recording can begin with VA.
+    """
     try:
-        held_out_task(windows, protocol="deploy", n_shots=method.after_shots)
+        for n_shots in filter(None, method.curve):
+            held_out_task(windows, protocol="deploy", n_shots=n_shots)
     except NotEnoughWindowsError:
         return False
     return True
@@ -69,11 +71,11 @@ def _support_and_query(
     method: Method, seed: int, windows: WindowSet, config: VAConfig
 ) -> tuple[WindowSet, WindowSet]:
     rng = numpy_generator(seed, "support", windows.subject_ids[0])  # the same for every method
-    if method.after_shots is None:
+    if not method.curve:
         task = held_out_task(windows, protocol=config.protocol, n_shots=config.n_shots, rng=rng)
         return task.support, task.query
-    query = held_out_task(windows, protocol="deploy", n_shots=method.after_shots).query
-    own = method.n_shots or method.after_shots  # with no shots the support is not looked at
+    query = held_out_task(windows, protocol="deploy", n_shots=max(method.curve)).query
+    own = method.n_shots or max(method.curve)  # with no shots the support is not looked at
     return held_out_task(windows, protocol="deploy", n_shots=own).support, query
 
 

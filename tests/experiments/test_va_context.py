@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from metaecg import load_base
+from metaecg import WindowSet, load_base
 from metaecg.evaluate.predictions import load_predictions
 from metaecg.experiments.va_fewshot import main
 from metaecg.experiments.va_methods import METHODS, points_of_curve
+from metaecg.experiments.va_personal import is_on_curve
 
 QUICK = ("--quick", "--workers", "1", "tracking.enabled=false", "budget_windows=4000")
 NAMES = (
@@ -27,6 +28,21 @@ def run(tmp_path_factory):
     methods = ("--methods", ",".join(NAMES), "shots.n_shots=[0,1,5]", "ensemble.n_members=2")
     assert main([*methods, "--out", str(root / "out"), *shared]) == 0
     return root
+
+
+def windows_of(labels) -> WindowSet:
+    n = len(labels)
+    return WindowSet(
+        windows=np.zeros((n, 1, 4), dtype=np.float32),
+        labels=np.asarray(labels, dtype=np.int64),
+        is_mixed=np.zeros(n, dtype=bool),
+        subject_ids=np.full(n, "s"),
+        record_ids=np.full(n, "r"),
+        start_s=2.0 * np.arange(n),
+        time_s=2.0 * np.arange(n),
+        fs_hz=2.0,
+        window_s=2.0,
+    )
 
 
 def results_of(folder) -> dict:
@@ -125,4 +141,14 @@ def test_a_point_without_shots_has_no_adaptation():
     points = points_of_curve("ensemble+full+offline", [10, 0, 3], table=METHODS)
     assert [name.rpartition("@")[2] for name in points] == ["0", "3", "10"]
     assert [m.adapt for m in points.values()] == [None, "full", "full"]
-    assert {m.after_shots for m in points.values()} == {10}
+    assert {m.curve for m in points.values()} == {(0, 3, 10)}
+
+
+def test_who_begins_with_va_is_on_no_curve_that_asks_for_one_window_of_each():
+    labels = np.repeat([0, 1, 0, 1, 0, 1], 8)
+    windows = windows_of(labels)
+    points = points_of_curve("ensemble+full", [0, 1, 3], table=METHODS)
+    assert all(is_on_curve(point, windows) for point in points.values())
+    from_va_on = windows_of(labels[8:])
+    assert not any(is_on_curve(point, from_va_on) for point in points.values())
+    assert is_on_curve(METHODS["ensemble+full"], from_va_on)
