@@ -75,6 +75,22 @@ def measure(root: Path, cache_root: Path | None) -> dict[str, dict]:
     return rows
 
 
+def markdown(rows: dict[str, dict]) -> str:
+    """Return the rows and their medians as the table of docs/beats.md."""
+    lines = [
+        "| record | beats | V | in time | at random | actively | asked for |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    ways = ("in_time", "at_random", "actively")
+    for name, row in rows.items():
+        asked = " ".join(f"{n} {kind}" for kind, n in row["asked"].items())
+        labels = " | ".join(f"{row[way]:.0f}" for way in ways)
+        lines.append(f"| {name} | {row['n_beats']} | {row['n_V']} | {labels} | {asked} |")
+    medians = (statistics.median(row[way] for row in rows.values()) for way in ways)
+    middle = " | ".join(f"{median:.0f}" for median in medians)
+    return "\n".join([*lines, f"| median | | | {middle} | |"])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table, and write it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -83,22 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="where prepared beats are kept")
     args = parser.parse_args(argv)
     rows = measure(args.data, args.cache)
-    print("| record | beats | V | in time | at random | actively | asked for |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name, row in rows.items():
-        asked = " ".join(f"{n} {kind}" for kind, n in row["asked"].items())
-        print(
-            f"| {name} | {row['n_beats']} | {row['n_V']} | {row['in_time']} | "
-            f"{row['at_random']:.0f} | {row['actively']} | {asked} |"
-        )
-    middle = {
-        way: statistics.median(row[way] for row in rows.values())
-        for way in ("in_time", "at_random", "actively")
-    }
-    print(
-        f"| median | | | {middle['in_time']:.0f} | {middle['at_random']:.0f} | "
-        f"{middle['actively']:.0f} | |"
-    )
+    print(markdown(rows))
     for n in OTHER_N_CLUSTERS:
         found = [row["other_n_clusters"][str(n)] for row in rows.values()]
         print(f"{n} clusters: median {statistics.median(found):.0f}, most {max(found)}")
