@@ -10,6 +10,7 @@
         CheckpointError (RuntimeError)      wrong base, version, labels or preprocessing
         MissingDependencyError (ImportError)
     MetaECGWarning (UserWarning)
+        PersonalizationRefusedWarning       the base's answer is kept
 
 Messages say what is wrong, with the value; what was expected; what to do.
 """
@@ -92,3 +93,7 @@ class MissingDependencyError(MetaECGError, ImportError):
 
 class MetaECGWarning(UserWarning):
     """Something the caller should know; no figure changes because of it."""
+
+
+class PersonalizationRefusedWarning(MetaECGWarning):
+    """What was fitted to a patient would do worse than the base, which stays in use."""

@@ -1,0 +1,84 @@
+"""A personalization that its own support speaks against is refused, and the caller is told."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from metaecg.adapt.guard import Guard, GuardedPersonalizer, parts_of_support
+from metaecg.adapt.personalize import Personalizer
+from metaecg.errors import PersonalizationRefusedWarning
+from metaecg.models.checkpoints import BaseModel
+
+
+@pytest.fixture(scope="module")
+def good_base(base, make_windows):
+    """A base that tells the two classes apart: the other one, fitted to plenty of windows."""
+    windows, labels, _ = make_windows(60, seed=3)
+    fitted = Personalizer(base, method="full", n_steps=40, lr=3e-3).fit(windows, labels)
+    return BaseModel(
+        network=fitted.merged_network(),
+        architecture=base.architecture,
+        architecture_kwargs=base.architecture_kwargs,
+        n_leads=1,
+        classes=base.classes,
+        preprocessing=base.preprocessing,
+    )
+
+
+def guarded(base, **limits) -> GuardedPersonalizer:
+    return GuardedPersonalizer(Personalizer(base, method="full", n_steps=15), Guard(**limits))
+
+
+def test_a_personalization_that_helps_is_kept_without_a_word(base, support, later):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        personal = guarded(base).fit(*support[:2], so_far=later[0])
+    assert not personal.refused_ and personal.reasons_ == ()
+    assert np.array_equal(personal.logits(later[0]), personal.personal_.logits(later[0]))
+    assert (
+        personal.checks_["held_out"]["personal"]["loss"]
+        < personal.checks_["held_out"]["base"]["loss"]
+    )
+
+
+def test_a_fit_that_spoils_what_the_base_could_do_is_refused_and_the_base_stays(
+    good_base, support, later
+):
+    """Steps far too large: what is held out is judged worse than by the base."""
+    wild = Personalizer(good_base, method="full", n_steps=3, lr=1.0)
+    with pytest.warns(
+        PersonalizationRefusedWarning, match="'p-1' is refused, the base's answer is kept"
+    ):
+        personal = GuardedPersonalizer(wild).fit(*support[:2], subject_id="p-1")
+    assert personal.refused_ and personal.reasons_
+    assert np.array_equal(personal.logits(later[0]), good_base.logits(later[0]))
+    assert np.array_equal(personal.predict_proba(later[0]), good_base.predict_proba(later[0]))
+
+
+def test_a_detector_that_names_too_many_windows_otherwise_is_refused(base, support, later):
+    with pytest.warns(PersonalizationRefusedWarning, match="of the windows so far otherwise"):
+        personal = guarded(base, max_changed=0.0).fit(*support[:2], so_far=later[0])
+    assert personal.refused_
+    assert personal.checks_["changed"] > 0
+
+
+def test_a_class_with_one_window_leaves_the_change_alone_to_check(base, support):
+    windows, labels, _ = support
+    few = np.array([0, 1, 2, 4])
+    personal = guarded(base).fit(windows[few], labels[few])
+    assert personal.checks_["held_out"] is None
+
+
+def test_the_parts_of_a_support_are_dealt_in_turn_within_each_class():
+    assert parts_of_support(np.array([0, 0, 0, 1, 1, 1]), 3).tolist() == [0, 1, 2, 0, 1, 2]
+    assert parts_of_support(np.array([0, 0, 1]), 2) is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [({"n_parts": 1}, "n_parts is 1; at least 2"), ({"max_changed": 1.5}, "max_changed is 1.5")],
+)
+def test_a_limit_out_of_range_is_refused(limits, message):
+    with pytest.raises(ValueError, match=message):
+        Guard(**limits)
