@@ -27,6 +27,8 @@ def pretrain(
     generator: torch.Generator,
     augment: Augmentation | None = None,
     augment_generator: torch.Generator | None = None,
+    n_signals: int | None = None,
+    label_smoothing: float = 0.0,
     on_step: OnStep | None = None,
 ) -> None:
     """Train `network` in place on all windows of all training subjects.
@@ -52,6 +54,10 @@ def pretrain(
         drawn (its own polarity makes no difference then). None: they stay as they are.
     augment_generator
         Draws the changes; required with `augment`.
+    n_signals
+        Rows of a window that are signals and are turned; those behind them stay. ``None``: all.
+    label_smoothing
+        Of the cross entropy, 0 to below 1.
     on_step
         Called with the step and ``{"loss": ..., "lr": ...}``.
 
@@ -77,7 +83,9 @@ def pretrain(
             if augment:
                 x = augment(x, fs_hz=windows.fs_hz, generator=augment_generator)
             sign = torch.randint(0, 2, (len(x), 1, 1), generator=generator) * 2.0 - 1.0
-            loss = F.cross_entropy(network(x * sign), torch.from_numpy(windows.labels[index]))
+            x[:, :n_signals] *= sign  # a copy: the caller's windows stay
+            y = torch.from_numpy(windows.labels[index])
+            loss = F.cross_entropy(network(x), y, label_smoothing=label_smoothing)
             if not torch.isfinite(loss):
                 raise AdaptationError(
                     f"pre-training, step {step}: the loss is {loss.item()}; lower pretrain.lr."

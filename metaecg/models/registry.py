@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from metaecg.checks import check_option, check_positive
+from metaecg.models.backbones.beat_cnn import BeatCNN
 from metaecg.models.backbones.cnn_transformer import CNNTransformer
 from metaecg.models.backbones.compact_cnn import CompactCNN
 from metaecg.models.backbones.ensemble import CompactCNNEnsemble
@@ -25,6 +26,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "bilstm": BiLSTMNet,
     "net1d": Net1D,
     "cnn-transformer": CNNTransformer,
+    "beat-cnn": BeatCNN,
 }
 """Every class takes ``n_leads, n_samples, fs_hz, n_classes`` and its own arguments with defaults;
 has `head` (the last linear layer), `features` (what goes into it) and `supports_vmap` (False where

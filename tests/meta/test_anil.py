@@ -25,6 +25,7 @@ ORDERS = pytest.mark.parametrize("first_order", [False, True], ids=["second", "f
 ACCEPTED = {
     "compact-cnn": {"width": 4},
     "compact-cnn-ensemble": {"width": 4, "n_members": 2},
+    "beat-cnn": {"width": 4},
     "resnet1d-18": {"norm": "group", "width": 8},
     "net1d": {"base_filters": 16, "filters": [16], "n_blocks": 1},
     "gru": {"n_channels": 4, "n_hidden": 5},

@@ -20,6 +20,7 @@ LN3 = float(np.log(3.0))
 STACKABLE = [
     ("compact-cnn", {"width": 4}),
     ("compact-cnn-ensemble", {"width": 4, "n_members": 2}),
+    ("beat-cnn", {"width": 4}),
     ("resnet1d-18", {"norm": "group", "width": 8}),
     ("net1d", {"base_filters": 16, "filters": [16], "n_blocks": 1}),
 ]

@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[2]
 COMPARED = {
     "compact-cnn": {"width": 4},
     "compact-cnn-ensemble": {"width": 4, "n_members": 2},
+    "beat-cnn": {"width": 4},
     "resnet1d-18": {"norm": "group", "width": 8},
     "net1d": {"base_filters": 16, "filters": [16], "n_blocks": 1},
 }

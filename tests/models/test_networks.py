@@ -9,6 +9,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
 
 from metaecg.data.preprocessing import Preprocessing
+from metaecg.models.backbones.beat_cnn import BeatCNN
 from metaecg.models.backbones.net1d import Bottleneck, pad_same
 from metaecg.models.checkpoints import BaseModel, load_base
 from metaecg.models.registry import NETWORKS, architecture_arguments, build_network
@@ -33,11 +34,15 @@ N_PARAMETERS = {
     # at width w=64: convolutions 47*w*w + 10*w + 9*w, norms 12*w, transformer 12*w*w + 13*w,
     # neck w*w + w, head 2*w + 2 (its published sizes are tested in test_cnn_transformer)
     "cnn-transformer": 248_770,
+    # convolutions 24*21 + 24*24*5 + 24*48*5 + 48*48*3, norms 2*(24+24+48+48), hidden 96*32+32,
+    # head 32*2+2
+    "beat-cnn": 19_514,
 }
 VARIANTS = [(name, {}) for name in N_PARAMETERS] + [
     ("compact-cnn", {"width": 16}),
     ("compact-cnn-ensemble", {"width": 16, "n_members": 2}),
     ("resnet1d-18", {"norm": "group", "width": 16}),
+    ("beat-cnn", {"width": 8, "n_members": 2}),
     ("net1d", {"use_bn": True, "base_filters": 32, "filters": [32, 16], "n_blocks": 1}),
 ]
 VMAP_VARIANTS = [
@@ -45,6 +50,7 @@ VMAP_VARIANTS = [
     ("compact-cnn-ensemble", {}),
     ("resnet1d-18", {"norm": "group", "width": 16}),
     ("net1d", {}),
+    ("beat-cnn", {}),
 ]
 every_network = pytest.mark.parametrize("name", N_PARAMETERS)
 every_variant = pytest.mark.parametrize(("name", "kwargs"), VARIANTS, ids=str)
@@ -151,7 +157,7 @@ def test_gradients_of_stacked_weights_in_one_vmap_are_those_of_a_loop(name, kwar
 
 @every_variant
 def test_a_network_says_whether_many_weights_can_run_in_one_vmap(name, kwargs):
-    expected = (name, kwargs) in VMAP_VARIANTS or name.startswith("compact-cnn")
+    expected = (name, kwargs) in VMAP_VARIANTS or name.startswith(("compact-cnn", "beat-cnn"))
     assert getattr(make(name, **kwargs), "supports_vmap", False) is expected
 
 
@@ -258,3 +264,27 @@ def test_the_shortcut_of_net1d_crops_or_fills_channels_at_both_ends():
 def test_the_maximum_of_the_shortcut_never_sees_the_fill():
     block = Bottleneck(4, 4, kernel_size=3, stride=2, groups=1, use_bn=False, activate_input=True)
     assert block._shortcut(torch.full((1, 4, 3), -5.0))[0, 0].tolist() == [-5.0, -5.0]
+
+
+def test_the_numbers_of_a_beat_count_and_what_stands_behind_them_does_not():
+    network = make("beat-cnn", n_leads=2, n_samples=100, width=4, n_numbers=5).eval()
+    x = random_windows(3, 2, 100)
+    other_number, other_rest = x.clone(), x.clone()
+    other_number[:, 1, 4] += 1
+    other_rest[:, 1, 5:] += 1
+    assert not torch.equal(network(other_number), network(x))
+    assert torch.equal(network(other_rest), network(x))
+
+
+def test_beat_networks_put_together_answer_with_the_mean_of_their_logits():
+    arguments = {"n_leads": 2, "n_samples": 100, "width": 4, "n_numbers": 5}
+    members = [make("beat-cnn", seed=seed, **arguments).eval() for seed in range(3)]
+    whole = BeatCNN.assemble(members, make("beat-cnn", n_members=3, **arguments))
+    x = random_windows(4, 2, 100)
+    mean = torch.stack([member(x) for member in members]).mean(dim=0)
+    torch.testing.assert_close(whole(x), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_need_a_row_of_their_own():
+    with pytest.raises(ValueError, match="n_numbers is 5 for 1 rows"):
+        make("beat-cnn", n_samples=100, n_numbers=5)

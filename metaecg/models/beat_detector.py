@@ -1,0 +1,99 @@
+"""From the beats of a recording to what is ventricular among them: network and context together."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.special import expit
+
+from metaecg.data.beat_input import ROWS, beat_forms, beat_inputs
+from metaecg.data.beats import BeatSet
+from metaecg.errors import CheckpointError
+from metaecg.models.beat_context import BeatContext
+from metaecg.models.checkpoints import BaseModel
+
+CONTEXT, CUTTING = "beat_context", "beat_cutting"
+"""Keys of a base's `training` facts: its `BeatContext`, and how its beats are cut."""
+
+
+class BeatDetector:
+    """Finds V among the beats of whole recordings, each by those before it.
+
+    Parameters
+    ----------
+    base
+        A base for beats, such as ``load_base("veb-base")``.
+    model
+        What gives the logits: the base itself by default, or a patient's `Personalizer`.
+
+    Raises
+    ------
+    CheckpointError
+        `base` is not one for beats.
+
+    Examples
+    --------
+    >>> detector = BeatDetector(load_base("veb-base"))  # doctest: +SKIP
+    >>> beats, _ = cut_beats(record, r_peaks="detected", **detector.cutting)  # doctest: +SKIP
+    >>> detector.predict_proba(beats)  # doctest: +SKIP
+    """
+
+    def __init__(self, base: BaseModel, model=None) -> None:
+        facts = base.training
+        if base.n_leads != len(ROWS) or CUTTING not in facts:
+            raise CheckpointError(
+                f"the base takes {base.n_leads} rows and says nothing of how beats are cut; expected one "
+                "for beats, such as veb-base."
+            )
+        self.base, self.model = base, base if model is None else model
+        stored = dict(facts.get(CONTEXT, {}))
+        self.mode = stored.pop("mode", "causal")
+        self.context = BeatContext.from_dict(stored) if stored else None
+
+    @property
+    def cutting(self) -> dict:
+        """What `metaecg.data.beats.cut_beats` needs to cut beats for this base."""
+        return {"preprocessing": self.base.preprocessing, **self.base.training[CUTTING]}
+
+    def log_odds(
+        self,
+        beats: BeatSet,
+        *,
+        inputs: np.ndarray | None = None,
+        known: Mapping[int, bool] | None = None,
+        mode: str | None = None,
+    ) -> np.ndarray:
+        """Return the log odds of V, above 0 where it is named; shape ``(n_beats,)``.
+
+        Parameters
+        ----------
+        beats
+            All beats of whole recordings, in the order of time.
+        inputs
+            Their `beat_inputs`, if they are there already.
+        known, mode
+            As for `BeatContext.log_odds`; ``mode=None``: as the base was made for.
+        """
+        inputs = beat_inputs(beats) if inputs is None else inputs
+        logits = v_logits(self.model.logits(inputs), self.base.classes)
+        if self.context is None:
+            return logits
+        return self.context.log_odds(
+            logits,
+            beat_forms(inputs, beats),
+            record_ids=beats.record_ids,
+            known=known,
+            mode=mode or self.mode,
+        )
+
+    def predict_proba(self, beats: BeatSet, **options) -> np.ndarray:
+        """Return the probability of V, shape ``(n_beats,)``; from 0.5 on it is named."""
+        return expit(self.log_odds(beats, **options))
+
+
+def v_logits(logits: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
+    """Return the log odds of V against all other classes together, shape ``(n,)``."""
+    from scipy.special import logsumexp
+
+    v = classes.index("V")
+    others = np.delete(logits, v, axis=1)
+    return logits[:, v] - logsumexp(others, axis=1)
