@@ -5,12 +5,11 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from metaecg.errors import DataError
-
-_COLUMNS = ("record_ids", "start_s", "labels", "is_mixed", "probabilities")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +40,13 @@ class Prediction:
     is_one_class: bool = False
     """No VA and no support: false alarms of the base alone."""
 
+    columns: ClassVar[tuple[str, ...]] = tuple(
+        "record_ids start_s labels is_mixed probabilities".split()
+    )
+    """Every array, one row per test window."""
+
     def __post_init__(self) -> None:
-        lengths = {name: len(getattr(self, name)) for name in _COLUMNS}
+        lengths = {name: len(getattr(self, name)) for name in self.columns}
         if len(set(lengths.values())) != 1:
             raise DataError(
                 f"the prediction of {self.method!r} for subject {self.subject_id!r} has columns of "
@@ -57,8 +61,8 @@ class Prediction:
     def without_mixed(self) -> "Prediction":
         """Return the same without the windows that touch both states."""
         kept = ~self.is_mixed
-        columns = {name: getattr(self, name)[kept] for name in _COLUMNS}
-        return Prediction(**{**self.__dict__, **columns})
+        columns = {name: getattr(self, name)[kept] for name in self.columns}
+        return type(self)(**{**self.__dict__, **columns})
 
 
 def save_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
@@ -67,15 +71,16 @@ def save_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     The file appears whole or not at all.
     """
     predictions = list(predictions)
+    names = predictions[0].columns if predictions else Prediction.columns
     facts = [
-        {k: v for k, v in p.__dict__.items() if k not in _COLUMNS} | {"n": len(p.labels)}
+        {k: v for k, v in p.__dict__.items() if k not in names} | {"n": len(p.labels)}
         for p in predictions
     ]
     columns = {
         name: np.concatenate([getattr(p, name) for p in predictions])
         if predictions
         else np.zeros(0)
-        for name in _COLUMNS
+        for name in names
     }
     columns["record_ids"] = columns["record_ids"].astype(str)  # never objects: those are pickled
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -89,14 +94,14 @@ def save_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
         beside.unlink(missing_ok=True)
 
 
-def load_predictions(path: Path) -> list[Prediction]:
-    """Read what `save_predictions` wrote."""
+def load_predictions(path: Path, kind: type[Prediction] = Prediction) -> list[Prediction]:
+    """Read what `save_predictions` wrote of predictions of one `kind`."""
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-        columns = {name: stored[name] for name in _COLUMNS}
+        columns = {name: stored[name] for name in kind.columns}
         facts = json.loads(str(stored["facts"]))
     found, start = [], 0
     for values in facts:
         stop = start + values.pop("n")
-        found.append(Prediction(**values, **{k: v[start:stop] for k, v in columns.items()}))
+        found.append(kind(**values, **{k: v[start:stop] for k, v in columns.items()}))
         start = stop
     return found
