@@ -192,14 +192,16 @@ def save_result(folder: Path, result: JobResult, *, stamp: str) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def load_result(folder: Path, *, stamp: str) -> JobResult | None:
+def load_result(
+    folder: Path, *, stamp: str, kind: type[Prediction] = Prediction
+) -> JobResult | None:
     """Return a finished job's result, or None if there is no readable one with this `stamp`."""
     try:
         facts = json.loads((folder / "job.json").read_text())
         if facts.pop("stamp") != stamp:
             return None
         return JobResult(
-            predictions=load_predictions(folder / "predictions.npz"),
+            predictions=load_predictions(folder / "predictions.npz", kind),
             model=load_base(folder / "base"),
             **facts,
         )

@@ -17,9 +17,9 @@ def splits_of(config: VAConfig, dataset: Dataset, who: Eligibility) -> tuple[Spl
     LeakageError
         A subject, or one recording under two names, stands on both sides.
     """
-    _check_contents(dataset)
+    check_contents(dataset)
     if config.base:
-        return _base_split(config, dataset)
+        return base_split(config, dataset)
 
     if config.split:
         split = read_manifest(config.split)
@@ -35,7 +35,7 @@ def splits_of(config: VAConfig, dataset: Dataset, who: Eligibility) -> tuple[Spl
     return folds[: config.max_folds]
 
 
-def _base_split(config: VAConfig, dataset: Dataset) -> tuple[Split, ...]:
+def base_split(config, dataset: Dataset) -> tuple[Split, ...]:
     """Return a split whose test side is who the base has not seen."""
     training = load_base(config.base).training
     contents = set(training.get("file_sha256", ()))
@@ -65,7 +65,7 @@ def file_checksums(dataset: Dataset) -> dict[str, str]:
     }
 
 
-def _check_contents(dataset: Dataset) -> None:
+def check_contents(dataset: Dataset) -> None:
     """Refuse one signal under two subjects' names: it would stand on both sides of some split."""
     owners: dict[str, str] = {}
     for record in dataset.records:

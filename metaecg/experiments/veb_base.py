@@ -1,0 +1,239 @@
+"""Train the base for beats: one network per fold of the training subjects, together the base."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+import numpy as np
+import torch
+
+from metaecg.data.beat_input import ROWS, beat_forms, beat_inputs, number_names
+from metaecg.data.beats import BeatSet
+from metaecg.data.datasets import Dataset
+from metaecg.data.splits import Split, make_folds
+from metaecg.evaluate.metrics import aami_counts
+from metaecg.experiments.veb_config import VebConfig
+from metaecg.experiments.veb_data import cutting_of, preprocessing_of, strata_of
+from metaecg.meta.supervised import pretrain
+from metaecg.models.backbones.beat_cnn import BeatCNN
+from metaecg.models.beat_context import BeatContext
+from metaecg.models.beat_detector import CONTEXT, CUTTING, v_logits
+from metaecg.models.checkpoints import BaseModel
+from metaecg.models.inference import network_logits
+from metaecg.models.registry import build_network
+from metaecg.seeding import numpy_generator, torch_generator
+
+CLASSES = {2: ("other", "V"), 5: ("N", "S", "V", "F")}
+"""Classes of the network by the recipe's number of classes."""
+NAME = "beat-cnn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedBase:
+    """A base, the course of its training, and what the folds said of it."""
+
+    model: BaseModel
+    history: list[dict[str, float]] = field(default_factory=list, repr=False)
+    held_out: dict
+    """F1 of V on training subjects held out, by choice, and the choice."""
+
+
+def train_base(
+    config: VebConfig,
+    dataset: Dataset,
+    split: Split,
+    *,
+    seed: int,
+    on_step: Callable[[int], None] = lambda n_units: None,
+) -> TrainedBase:
+    """Train on the training side of `split`; threshold and context are chosen on its folds.
+
+    F and Q are not trained on where V is told from the rest: they are neither.
+    """
+    beats = _training_beats(dataset, split)
+    inputs = beat_inputs(beats)
+    labels = labels_of(beats, config.classes)
+    folds = make_folds(
+        strata_of(dataset, split.train),
+        n_folds=config.folds,
+        rng=numpy_generator(0, "beat folds"),
+    )
+    networks, history = [], []
+    logits = np.empty(len(beats))
+    for fold in folds:
+        network = _new_network(config, beats, fold.name, seed)
+        chosen = np.isin(beats.subject_ids, fold.train) & (labels >= 0)
+        _train(network, config, beats, inputs, labels, chosen, fold.name, seed, history, on_step)
+        out = np.isin(beats.subject_ids, fold.test)
+        found = network_logits(network, inputs[out], n_classes=len(CLASSES[config.classes]))
+        logits[out] = v_logits(found, CLASSES[config.classes])
+        networks.append(network)
+    context, held_out = choose_context(config, beats, inputs, logits)
+    model = _assembled(config, networks, beats, context, dataset, split, seed, held_out)
+    return TrainedBase(model=model, history=history, held_out=held_out)
+
+
+def labels_of(beats: BeatSet, n_classes: int) -> np.ndarray:
+    """Return the index of each beat's class, -1 for what is not trained on."""
+    classes = CLASSES[n_classes]
+    of = {name: i for i, name in enumerate(classes)}
+    if n_classes == 2:
+        of |= {"N": 0, "S": 0}
+    return np.array([of.get(letter, -1) for letter in beats.letters.tolist()], dtype=np.int64)
+
+
+def choose_context(
+    config: VebConfig, beats: BeatSet, inputs: np.ndarray, logits: np.ndarray
+) -> tuple[BeatContext, dict]:
+    """Return the context with the highest gross F1 on held-out training subjects, and all F1."""
+    settings = config.context
+    medians = [np.median(logits[beats.subject_ids == s]) for s in np.unique(beats.subject_ids)]
+    grid = [(0.0, 0.0)]
+    if settings.enabled:
+        grid = list(product(settings.level_weight, settings.neighbour_weight))
+    forms, tried = beat_forms(inputs, beats), []
+    for level_weight, neighbour_weight in grid:
+        context = BeatContext(
+            threshold=0.0,
+            usual_logit=float(np.median(medians)),
+            level_weight=level_weight,
+            neighbour_weight=neighbour_weight,
+            n_neighbours=settings.n_neighbours,
+            n_recent=settings.n_recent,
+            n_searched=settings.n_searched,
+            label_logit=settings.label_logit,
+        )
+        scores = context.log_odds(logits, forms, record_ids=beats.record_ids, mode=settings.mode)
+        f1, threshold = best_threshold(scores, beats.letters)
+        tried.append((f1, replace(context, threshold=threshold)))
+    f1, chosen = max(tried, key=lambda item: item[0])
+    by_choice = {
+        f"level {c.level_weight:g}, neighbours {c.neighbour_weight:g}": round(f, 4)
+        for f, c in tried
+    }
+    return chosen, {"f1": f1, "threshold": chosen.threshold, "f1_by_choice": by_choice}
+
+
+def best_threshold(scores: np.ndarray, letters: np.ndarray) -> tuple[float, float]:
+    """Return the highest F1 of V as EC57 counts it, and the threshold that gives it.
+
+    Examples
+    --------
+    >>> f1, threshold = best_threshold(np.array([0.0, 2.0, 3.0, 1.0]), np.array(list("NFVN")))
+    >>> (f1, 1.0 < threshold < 3.0)
+    (1.0, True)
+    """
+    counted = np.isin(letters, ("N", "S", "V"))
+    order = np.argsort(-scores[counted], kind="stable")
+    is_v, sorted_scores = (letters[counted] == "V")[order], scores[counted][order]
+    tp, n_called = np.cumsum(is_v), np.arange(1, len(is_v) + 1)
+    f1 = 2 * tp / (n_called + is_v.sum())
+    at = int(np.argmax(f1))
+    below = sorted_scores[min(at + 1, len(sorted_scores) - 1)]
+    return float(f1[at]), float((sorted_scores[at] + below) / 2)
+
+
+def f1_of(scores: np.ndarray, letters: np.ndarray) -> float | None:
+    """Return the gross F1 of V where a score above 0 names it."""
+    return aami_counts(letters, np.where(scores > 0, "V", "N"))["V"]["f1"]
+
+
+def _training_beats(dataset: Dataset, split: Split) -> BeatSet:
+    beats = dataset.windows.select(np.isin(dataset.windows.subject_ids, split.train))
+    return beats.labelled()
+
+
+def _arguments(config: VebConfig, beats: BeatSet) -> dict:
+    return {**config.network.model_dump(), "n_numbers": len(number_names(beats.rr_names))}
+
+
+def _new_network(config: VebConfig, beats: BeatSet, fold: str, seed: int, n_members: int = 1):
+    return build_network(
+        NAME,
+        n_leads=len(ROWS),
+        n_samples=beats.windows.shape[2],
+        fs_hz=beats.fs_hz,
+        n_classes=len(CLASSES[config.classes]),
+        generator=torch_generator(seed, fold, "initial weights", NAME),
+        n_members=n_members,
+        **_arguments(config, beats),
+    )
+
+
+def _train(
+    network, config, beats, inputs, labels, chosen, fold: str, seed: int, history, on_step
+) -> None:
+    rows = np.flatnonzero(chosen)
+    windows = replace(
+        beats.select(rows),
+        windows=inputs[rows],
+        labels=labels[rows],
+        classes=CLASSES[config.classes],
+    )
+
+    def record(step: int, values: dict[str, float]) -> None:
+        history.append(values)
+        on_step(1)
+
+    train = config.train
+    pretrain(
+        network,
+        windows,
+        n_steps=train.n_steps,
+        batch_size=train.batch_size,
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+        label_smoothing=train.label_smoothing,
+        n_signals=len(ROWS) - 1,
+        rng=numpy_generator(seed, fold, "pretrain", "batches"),
+        generator=torch_generator(seed, fold, "pretrain", "polarity"),
+        on_step=record,
+    )
+
+
+def _assembled(
+    config: VebConfig,
+    networks: Sequence[BeatCNN],
+    beats: BeatSet,
+    context: BeatContext,
+    dataset: Dataset,
+    split: Split,
+    seed: int,
+    held_out: dict,
+) -> BaseModel:
+    """Return the networks as one base whose logits are above 0 for V at the chosen threshold."""
+    whole = _new_network(config, beats, "all folds", seed, n_members=len(networks))
+    network = BeatCNN.assemble(networks, whole)
+    with torch.no_grad():
+        network.head.bias[CLASSES[config.classes].index("V")] -= context.threshold
+    moved = replace(context, threshold=0.0, usual_logit=context.usual_logit - context.threshold)
+    facts = {CONTEXT: moved.to_dict() | {"mode": config.context.mode}, CUTTING: cutting_of(config)}
+    return BaseModel(
+        network=network,
+        architecture=NAME,
+        architecture_kwargs={**_arguments(config, beats), "n_members": len(networks)},
+        n_leads=len(ROWS),
+        classes=CLASSES[config.classes],
+        preprocessing=preprocessing_of(config),
+        training={**facts, **_provenance(config, dataset, split, seed, held_out)},
+    )
+
+
+def _provenance(config, dataset: Dataset, split: Split, seed: int, held_out: dict) -> dict:
+    return {
+        "recipe": "veb_fewshot",
+        "rows": list(ROWS),
+        "split": split.name,
+        "seed": seed,
+        "protocol": "aami",
+        "databases": dataset.databases,
+        "config_hash": config.hash(),
+        "subject_ids": sorted(split.train),
+        "held_out": held_out,
+        "file_sha256": sorted(
+            checksum
+            for record in dataset.records
+            if record.subject_id in set(split.train)
+            for checksum in record.signal_checksums
+        ),
+    }

@@ -1,0 +1,170 @@
+"""One test subject of `veb_fewshot` under every method: label beats, personalize, judge the rest."""
+
+import time
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.special import expit
+
+from metaecg.adapt.guard import Guard, GuardedPersonalizer
+from metaecg.adapt.h_tuning import HTuning
+from metaecg.adapt.personalize import Personalizer
+from metaecg.data.beat_input import beat_inputs
+from metaecg.data.beats import BeatSet
+from metaecg.data.datasets import Dataset
+from metaecg.errors import NotEnoughWindowsError, PersonalizationRefusedWarning
+from metaecg.evaluate.ec57 import BeatPrediction
+from metaecg.experiments.veb_base import CLASSES
+from metaecg.experiments.veb_config import VebConfig
+from metaecg.experiments.veb_data import BeatSplit
+from metaecg.experiments.veb_methods import Method
+from metaecg.models.beat_detector import BeatDetector
+from metaecg.models.checkpoints import BaseModel
+from metaecg.seeding import derive_seed
+from metaecg.tasks.beat_support import BeatTask, active_task, time_order_task
+
+
+@dataclass(kw_only=True)
+class Patient:
+    """A test subject's beats, what a network sees of them, and the beats to label."""
+
+    subject_id: str
+    beats: BeatSet = field(repr=False)
+    inputs: np.ndarray = field(repr=False)
+    tasks: dict[str, BeatTask] = field(repr=False)
+    """By kind of support; empty for a subject that is not eligible."""
+    reason: str = ""
+    """Why it isn't."""
+    n_missed: dict[str, dict[str, int]]
+    fitted: dict[tuple, tuple] = field(default_factory=dict, repr=False)
+
+    def query(self, method: Method) -> np.ndarray:
+        """Return the rows that a method is judged on."""
+        if method.support == "none":
+            return np.arange(len(self.beats))
+        if method.query == "time":
+            return np.setdiff1d(self.tasks["time"].query, self.tasks[method.support].told)
+        return self.tasks[method.support].query
+
+
+def open_patient(subject_id: str, config: VebConfig, dataset: Dataset, split: BeatSplit) -> Patient:
+    """Return a test subject with its tasks; those that can't be made are left out, with a reason."""
+    beats = split.beats_of(dataset, subject_id)
+    tasks, reason = {}, ""
+    try:
+        parts = split.parts_of(subject_id)
+        tasks["time"] = time_order_task(beats, n_shots=config.n_shots, **parts)
+        if not parts:
+            tasks["active"] = active_task(beats, n_shots=config.n_shots)
+    except NotEnoughWindowsError as error:
+        tasks, reason = {}, str(error)
+    return Patient(
+        subject_id=subject_id,
+        beats=beats,
+        inputs=beat_inputs(beats),
+        tasks=tasks,
+        reason=reason,
+        n_missed={
+            r.record_id: r.missed
+            for r in dataset.records
+            if r.record_id in set(beats.record_ids.tolist())
+        },
+    )
+
+
+def predict_patient(
+    name: str, method: Method, base: BaseModel, patient: Patient, config: VebConfig, *, seed: int
+) -> BeatPrediction:
+    """Return what a method says of its test beats of a patient."""
+    log_odds, called, facts = _said(method, base, patient, config, seed)
+    query, beats = patient.query(method), patient.beats
+    letters = np.where(beats.letters == "", "N", beats.letters)[query]
+    is_whole = method.support == "none"
+    n_labels = len(patient.tasks[method.support].told) if method.is_personal else 0
+    return BeatPrediction(
+        method=name,
+        seed=seed,
+        subject_id=patient.subject_id,
+        record_ids=beats.record_ids[query],
+        start_s=beats.start_s[query],
+        labels=(letters == "V").astype(np.int64),
+        is_mixed=np.isin(letters, ("F", "Q")),
+        probabilities=expit(log_odds[query]),
+        letters=letters,
+        called=called[query],
+        n_missed=patient.n_missed if is_whole else {},
+        n_labels=n_labels,
+        **facts,
+    )
+
+
+def _said(
+    method: Method, base: BaseModel, patient: Patient, config: VebConfig, seed: int
+) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Return log odds and called class of every beat; methods that differ in the query share them."""
+    key = (method.adapt, method.support, method.is_guarded, method.uses_labels, seed)
+    if key not in patient.fitted:
+        patient.fitted[key] = _fit_and_predict(method, base, patient, config, seed)
+    return patient.fitted[key]
+
+
+def _fit_and_predict(method, base, patient: Patient, config: VebConfig, seed: int) -> tuple:
+    begin = time.perf_counter()
+    model, facts = base, {}
+    if method.adapt is not None:
+        model = _personal(method, base, patient, config, seed)
+        facts = {"n_trainable": _fitted(model).n_trainable_}
+        facts["is_refused"] = bool(getattr(model, "refused_", False))
+        facts["adapt_seconds"] = time.perf_counter() - begin
+    is_v = patient.beats.letters == "V"
+    known = {}
+    if method.uses_labels and not facts.get("is_refused"):
+        known = {int(row): bool(is_v[row]) for row in patient.tasks[method.support].support}
+    detector = BeatDetector(base, model)
+    log_odds = detector.log_odds(patient.beats, inputs=patient.inputs, known=known)
+    called = np.where(log_odds > 0, "V", "N")
+    if len(base.classes) > 2:
+        others = model.logits(patient.inputs)
+        others[:, base.classes.index("V")] = -np.inf
+        called = np.where(log_odds > 0, "V", np.array(base.classes)[others.argmax(axis=1)])
+    return log_odds, called, facts
+
+
+def _personal(method: Method, base: BaseModel, patient: Patient, config: VebConfig, seed: int):
+    """Return a fitted `Personalizer`, guarded if the method is."""
+    task, settings = patient.tasks[method.support], config.personalize
+    is_h_tuning = method.adapt == "h-tuning"
+    personalizer = Personalizer(
+        base,
+        method=method.adapt,
+        n_steps=settings.n_steps,
+        lr=settings.lr,
+        rank=settings.rank,
+        h_tuning=HTuning(**settings.h_tuning.model_dump()) if is_h_tuning else None,
+        random_state=derive_seed(seed, "personalize", patient.subject_id) % 2**31,
+    )
+    windows, names = patient.inputs[task.support], support_names(patient, task, base)
+    if not (method.is_guarded and config.guard.enabled):
+        return personalizer.fit(windows, names)
+    limits = config.guard.model_dump(exclude={"enabled"})
+    so_far = (
+        patient.inputs if method.support == "active" else patient.inputs[: task.support.max() + 1]
+    )
+    guarded = GuardedPersonalizer(personalizer, Guard(**limits))
+    with warnings.catch_warnings():
+        # results.json and the run's summary say it for every patient; a worker's stderr is nobody's.
+        warnings.simplefilter("ignore", PersonalizationRefusedWarning)
+        return guarded.fit(windows, names, so_far=so_far, subject_id=patient.subject_id)
+
+
+def _fitted(model) -> Personalizer:
+    return getattr(model, "personal_", model)
+
+
+def support_names(patient: Patient, task: BeatTask, base: BaseModel) -> np.ndarray:
+    """Return the class names of the support as the base has them."""
+    letters = patient.beats.letters[task.support]
+    if base.classes == CLASSES[2]:
+        return np.where(letters == "V", "V", "other")
+    return letters
