@@ -121,6 +121,7 @@ def _own_base(config: HTConfig):
     from metaecg.errors import CheckpointError
     from metaecg.experiments.ht_base import load_twelve_lead_base, train_base
     from metaecg.experiments.ht_data import input_of, pretraining_set
+    from metaecg.experiments.pool import limit_threads
 
     with progress("preparing recordings"):
         records = pretraining_set(config)
@@ -133,6 +134,7 @@ def _own_base(config: HTConfig):
     except CheckpointError:
         shutil.rmtree(folder, ignore_errors=True)  # there is none, or a damaged one
     settings = config.pretrain
+    limit_threads()  # sums in other orders would make another base of the same seed
     with progress("training the base", settings.n_steps) as bar:
         base = train_base(
             records.signals,

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import wfdb
 
 from metaecg.data.twelve_lead_files import STANDARD_LEADS
 from metaecg.errors import CheckpointError, ConfigError, DataError, LeakageError
-from metaecg.experiments import h_tuning, ht_data, ht_jobs, ht_options, ht_training
+from metaecg.experiments import h_tuning, ht_base, ht_data, ht_jobs, ht_options, ht_training
 from metaecg.experiments.ht_config import HTConfig
 
 CODES = ("NORM", "IMI", "AMI", "CLBBB")
@@ -296,6 +297,25 @@ def test_a_base_for_another_input_is_refused(data, finished, tmp_path, capsys):
     base = str(finished[0] / "base")
     assert run(data, tmp_path, "--base", base, "input.n_samples=512") == 3
     assert "Set network.size and input.* to the base's" in capsys.readouterr().err
+
+
+def test_the_base_is_trained_with_one_thread_whatever_the_number_of_cores(
+    data, tmp_path, monkeypatch
+):
+    seen, before = [], torch.get_num_threads()
+    train = ht_base.train_base
+
+    def watched(*arguments, **options):
+        seen.append(torch.get_num_threads())
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(ht_base, "train_base", watched)
+    torch.set_num_threads(2)
+    try:
+        run(data, tmp_path / "out", "--methods", "head")
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
 
 
 def test_a_damaged_base_is_refused(finished, tmp_path):
