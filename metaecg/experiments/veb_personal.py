@@ -122,7 +122,10 @@ def _fit_and_predict(method, base, patient: Patient, config: VebConfig, seed: in
     if method.uses_labels and not facts.get("is_refused"):
         known = {int(row): bool(is_v[row]) for row in patient.tasks[method.support].support}
     detector = BeatDetector(base, model)
-    log_odds = detector.log_odds(patient.beats, inputs=patient.inputs, known=known)
+    vote = config.context.active_vote if method.support == "active" else 0.0
+    log_odds = detector.log_odds(
+        patient.beats, inputs=patient.inputs, known=known, vote_weight=vote if known else 0.0
+    )
     called = np.where(log_odds > 0, "V", "N")
     if len(base.classes) > 2:
         others = model.logits(patient.inputs)
@@ -139,7 +142,7 @@ def _personal(method: Method, base: BaseModel, patient: Patient, config: VebConf
         base,
         method=method.adapt,
         n_steps=settings.n_steps,
-        lr=settings.lr,
+        lr=settings.lr.get(method.adapt),
         rank=settings.rank,
         h_tuning=HTuning(**settings.h_tuning.model_dump()) if is_h_tuning else None,
         random_state=derive_seed(seed, "personalize", patient.subject_id) % 2**31,

@@ -17,6 +17,8 @@ from metaecg.errors import DataError
 MODES = ("causal", "offline")
 RENEW_EVERY = 10
 """The level is renewed after so many beats: it moves slowly, and medians cost time."""
+N_VOTES = 2
+"""Labelled beats of each kind that vote: one alone may be an odd one."""
 N_BLOCK = 256
 """Beats whose neighbours are looked for at once."""
 
@@ -93,6 +95,7 @@ class BeatContext:
         *,
         record_ids: np.ndarray | None = None,
         known: Mapping[int, bool] | None = None,
+        vote_weight: float = 0.0,
         mode: str = "causal",
     ) -> np.ndarray:
         """Return the corrected log odds of V minus `threshold`: above 0 is V.
@@ -109,6 +112,10 @@ class BeatContext:
         known
             Row to whether a person called that beat V. They count for every beat of the recording,
             also for those before them; their own log odds are not changed by it.
+        vote_weight
+            Weight of the nearest labels' vote, 0 to 1: how much nearer the nearest V are than the
+            nearest others, of any recording. For labels that stand for every kind of beat; needs
+            both.
         mode
             One of `MODES`.
 
@@ -132,7 +139,10 @@ class BeatContext:
         for record_id in dict.fromkeys(ids.tolist()):
             rows = np.flatnonzero(ids == record_id)
             found[rows] = self._of_record(logits[rows], forms[rows], labels[rows], mode)
-        return found
+        if not vote_weight:
+            return found
+        vote = self.label_logit * nearest_vote(forms, labels)
+        return (1 - vote_weight) * found + vote_weight * vote
 
     def _of_record(
         self, logits: np.ndarray, forms: np.ndarray, labels: np.ndarray, mode: str
@@ -200,3 +210,33 @@ class BeatContext:
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
+
+
+def nearest_vote(forms: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return -1 (like the others) to 1 (like V) for every beat, by its nearest labelled beats.
+
+    Parameters
+    ----------
+    forms
+        Shape ``(n_beats, n_features)``.
+    labels
+        Above 0 for beats labelled V, below 0 for others, 0 without a label. With one of the two
+        missing, every vote is 0.
+
+    Examples
+    --------
+    >>> forms = np.array([[0.0], [1.0], [0.1], [0.5]])
+    >>> nearest_vote(forms, np.array([1, -1, 0, 0])).round(2).tolist()
+    [1.0, -1.0, 0.98, 0.0]
+    """
+    v, other = np.flatnonzero(labels > 0), np.flatnonzero(labels < 0)
+    if not len(v) or not len(other):
+        return np.zeros(len(forms))
+    to_v, to_other = _mean_of_nearest(forms, v), _mean_of_nearest(forms, other)
+    return (to_other - to_v) / (to_other + to_v + 1e-6)
+
+
+def _mean_of_nearest(forms: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    distances = np.maximum(_squared_distances(forms, forms[rows]), 0.0)
+    k = min(N_VOTES, len(rows))
+    return np.partition(distances, k - 1, axis=1)[:, :k].mean(axis=1)

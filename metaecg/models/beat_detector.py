@@ -60,6 +60,7 @@ class BeatDetector:
         *,
         inputs: np.ndarray | None = None,
         known: Mapping[int, bool] | None = None,
+        vote_weight: float = 0.0,
         mode: str | None = None,
     ) -> np.ndarray:
         """Return the log odds of V, above 0 where it is named; shape ``(n_beats,)``.
@@ -70,7 +71,7 @@ class BeatDetector:
             All beats of whole recordings, in the order of time.
         inputs
             Their `beat_inputs`, if they are there already.
-        known, mode
+        known, vote_weight, mode
             As for `BeatContext.log_odds`; ``mode=None``: as the base was made for.
         """
         inputs = beat_inputs(beats) if inputs is None else inputs
@@ -82,6 +83,7 @@ class BeatDetector:
             beat_forms(inputs, beats),
             record_ids=beats.record_ids,
             known=known,
+            vote_weight=vote_weight,
             mode=mode or self.mode,
         )
 
