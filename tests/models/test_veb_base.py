@@ -1,0 +1,78 @@
+"""The base for beats that comes with the package."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metaecg import load_base
+from metaecg.data.beats import BeatSet
+from metaecg.data.labels import DS1, DS2
+from metaecg.data.rr import rr_features, rr_names
+from metaecg.models.beat_detector import BeatDetector
+from metaecg.models.checkpoints import PUBLISHED, published_names
+
+EXPECTED = json.loads((Path(__file__).parent / "veb_base.json").read_text())
+
+
+def made_beats(base, n: int = 40) -> BeatSet:
+    """Narrow beats, every eighth broad, turned over and early, with the next one late."""
+    before_s = base.training["beat_cutting"]["before_s"]
+    preprocessing = base.preprocessing
+    time_s = np.arange(preprocessing.n_samples) / preprocessing.fs_hz - before_s
+    narrow, broad = np.exp(-((time_s / 0.02) ** 2)), -1.5 * np.exp(-((time_s / 0.06) ** 2))
+    is_broad = np.arange(n) % 8 == 7
+    rr_s = np.where(is_broad, 0.5, np.where(np.roll(is_broad, 1), 1.1, 0.8))
+    peaks_s = 2.0 + np.cumsum(rr_s)
+    return BeatSet(
+        windows=np.where(is_broad[:, None], broad, narrow)[:, None].astype(np.float32),
+        labels=np.where(is_broad, 2, 0),
+        is_mixed=np.zeros(n, dtype=bool),
+        subject_ids=np.full(n, "made/p"),
+        record_ids=np.full(n, "made/p"),
+        start_s=peaks_s - before_s,
+        time_s=peaks_s - before_s,
+        sample=np.round(peaks_s * preprocessing.fs_hz).astype(np.int64),
+        symbols=np.where(is_broad, "V", "N"),
+        rr=rr_features(peaks_s, use_next=True),
+        rr_names=rr_names(use_next=True),
+        before_s=before_s,
+        fs_hz=preprocessing.fs_hz,
+        window_s=preprocessing.window_s,
+    )
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base("veb-base")
+
+
+def test_it_is_there():
+    assert "veb-base" in published_names()
+
+
+def test_it_gives_the_outputs_that_were_stored_with_it(base):
+    assert base.fingerprint == EXPECTED["fingerprint"]
+    given = BeatDetector(base).log_odds(made_beats(base))
+    np.testing.assert_allclose(given, EXPECTED["log_odds"], rtol=1e-4, atol=1e-4)
+
+
+def test_it_names_broad_early_beats_ventricular_and_narrow_ones_not(base):
+    beats = made_beats(base)
+    is_v = BeatDetector(base).predict_proba(beats) >= 0.5
+    assert is_v[beats.letters == "V"].all()
+    assert not is_v[beats.letters == "N"].any()
+
+
+def test_it_is_small_and_has_a_card():
+    files = {path.name: path.stat().st_size for path in (PUBLISHED / "veb-base").iterdir()}
+    assert set(files) == {"base.json", "weights.safetensors", "README.md"}
+    assert sum(files.values()) < 1_000_000
+    card = (PUBLISHED / "veb-base" / "README.md").read_text()
+    assert all(word in card for word in ("Research use only", "mitdb", "aami", "Limits"))
+
+
+def test_it_was_trained_on_ds1_without_201_alone(base):
+    assert base.training["subject_ids"] == sorted(f"mitdb/{n}" for n in DS1 if n != "201")
+    assert not {f"mitdb/{n}" for n in DS2} & set(base.training["subject_ids"])
