@@ -85,7 +85,12 @@ def main(argv: list[str] | None = None) -> int:
     measure(long_recording(args.data, 0.02), detector)  # imports
     record = long_recording(args.data, args.hours)
     load = os.getloadavg()[0]
-    found = {"hours": args.hours, "fs_hz": FS_HZ, "threads": args.threads, **measure(record, detector)}
+    found = {
+        "hours": args.hours,
+        "fs_hz": FS_HZ,
+        "threads": args.threads,
+        **measure(record, detector),
+    }
     found |= {"n_cores": os.cpu_count(), "load_before": round(load, 2)}
     print(json.dumps(found, indent=1))
     if load > 1:
