@@ -108,8 +108,8 @@ def test_an_interrupted_study_keeps_its_trials_and_goes_on(tmp_path, started, nu
     url = f"sqlite:///{tmp_path / 'study' / 'study.db'}"
     assert run(tmp_path, *RANDOM, "--n-trials", "1", overrides=LONGER) == 0
     begun = values_of(study_of(tmp_path))
-    options = [*RANDOM, "--n-trials", "3", "--workers", str(n_workers)]
-    process = started(tmp_path, *options, overrides=LONGER)
+    many = ["--n-trials", "40", "--workers", str(n_workers)]  # more than can end before the signal
+    process = started(tmp_path, *RANDOM, *many, overrides=LONGER)
     running_process(process, url)
     os.kill(process.pid, number)
     _, said = process.communicate(timeout=120)
@@ -118,10 +118,11 @@ def test_an_interrupted_study_keeps_its_trials_and_goes_on(tmp_path, started, nu
     study = study_of(tmp_path)
     assert study["states"]["running"] == 0
     assert {t["reason"] for t in study["trials"] if t["is_lost"]} == {"interrupted"}
-    assert run(tmp_path, *options[:-2], overrides=LONGER) == 0
+    n_trials = len(counted(study)) + 1
+    assert run(tmp_path, *RANDOM, "--n-trials", str(n_trials), overrides=LONGER) == 0
     study = study_of(tmp_path)
     assert values_of(study)[:1] == begun
-    assert [trial["state"] for trial in counted(study)] == ["complete"] * 3
+    assert [trial["state"] for trial in counted(study)] == ["complete"] * n_trials
 
 
 @pytest.mark.slow

@@ -158,7 +158,7 @@ def test_a_run_that_stops_after_its_training_does_not_train_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(va_jobs, "_predict", interrupted)
+        patch.setattr(va_jobs, "predict_subject", interrupted)
         assert run(tmp_path / "out", cache, "keep_jobs=true") == 130
     monkeypatch.setattr(FuncEngine, "meta_gradients", None)  # a call would fail
     assert run(tmp_path / "out", cache, "keep_jobs=true", "--resume") == 0
