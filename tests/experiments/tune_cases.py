@@ -42,6 +42,8 @@ def start(folder: Path, *more: str, out: str = "study", overrides=SMALL) -> subp
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
+        # a shell that starts the tests in the background makes them ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
