@@ -52,6 +52,48 @@ class WindowStream:
         """End the stream: return the windows that waited for samples after them."""
         return self._take(lookahead_s=0.0)
 
+    def to_dict(self) -> dict:
+        """Return where the stream stands: JSON values, and the samples still needed as an array.
+
+        ``"buffer_mv"`` is float32, shape ``(n_leads, n)``; a few seconds at most.
+        """
+        return {
+            "fs_hz": self.fs_hz,
+            "preprocessing": self.preprocessing.to_dict(),
+            "buffer_mv": self._buffer.copy(),
+            "buffer_start": self._buffer_start,
+            "next": self._next,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "WindowStream":
+        """Rebuild from `to_dict`'s values: it goes on where that one stood.
+
+        Raises
+        ------
+        DataError
+            If keys are missing or unknown, or a value can't be.
+        """
+        keys = {"fs_hz", "preprocessing", "buffer_mv", "buffer_start", "next"}
+        if not isinstance(values, dict) or set(values) != keys:
+            found = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise DataError(f"the state of the stream has {found}; expected {sorted(keys)}.")
+        buffer = np.asarray(values["buffer_mv"])
+        if buffer.ndim != 2 or not len(buffer) or buffer.dtype != np.float32:
+            raise DataError(
+                f"buffer_mv is {buffer.dtype} of shape {buffer.shape}; expected float32 of shape "
+                "(n_leads, n_samples)."
+            )
+        counts = (values["buffer_start"], values["next"])
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in counts):
+            raise DataError(
+                f"buffer_start and next are {counts}; expected whole numbers from 0 on."
+            )
+        preprocessing = Preprocessing.from_dict(values["preprocessing"])
+        found = cls(fs_hz=values["fs_hz"], n_leads=len(buffer), preprocessing=preprocessing)
+        found._buffer, (found._buffer_start, found._next) = buffer.copy(), counts
+        return found
+
     def _take(self, *, lookahead_s: float) -> list[tuple[float, np.ndarray]]:
         window_s, found = self.preprocessing.window_s, []
         end = self._buffer_start + self._buffer.shape[1]

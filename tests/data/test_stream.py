@@ -119,3 +119,37 @@ def test_a_chunk_of_another_shape_is_refused_with_both():
 def test_a_rate_of_0_is_refused():
     with pytest.raises(ValueError, match="fs_hz is 0"):
         WindowStream(fs_hz=0, n_leads=1, preprocessing=P)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 777, 2000, 4999])
+def test_a_stream_goes_on_where_its_state_was_taken(cut):
+    signal_mv = np.random.default_rng(3).normal(size=(2, 6000))
+    signal_mv[:, 3100:3300] = np.nan
+    whole = WindowStream(fs_hz=250.0, n_leads=2, preprocessing=P)
+    expected = [*whole.push(signal_mv[:, :cut]), *whole.push(signal_mv[:, cut:]), *whole.close()]
+
+    before = WindowStream(fs_hz=250.0, n_leads=2, preprocessing=P)
+    found = before.push(signal_mv[:, :cut])
+    after = WindowStream.from_dict(before.to_dict())
+    before.push(signal_mv)  # the state is a copy
+    found += [*after.push(signal_mv[:, cut:]), *after.close()]
+    assert [start_s for start_s, _ in found] == [start_s for start_s, _ in expected]
+    for (_, window), (_, other) in zip(found, expected, strict=True):
+        assert np.array_equal(window, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"next": -1}, r"next are \(0, -1\); expected whole numbers"),
+        ({"next": 1.5}, r"next are \(0, 1.5\)"),
+        ({"buffer_mv": np.zeros(3, np.float32)}, r"float32 of shape \(3,\)"),
+        ({"buffer_mv": np.zeros((1, 3))}, "float64 of shape"),
+        ({"surprise": 1}, "'surprise'"),
+        ({"fs_hz": 0.0}, "fs_hz is 0.0"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(changes, message):
+    state = WindowStream(fs_hz=250.0, n_leads=1, preprocessing=P).to_dict()
+    with pytest.raises(ValueError, match=message):  # DataError is one
+        WindowStream.from_dict(state | changes)
