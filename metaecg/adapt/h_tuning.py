@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from metaecg.adapt.methods import plain_name, trained_parameters
 from metaecg.adapt.mix_order import MixOrder
-from metaecg.adapt.training import Loss, check_parameters, training_mode
+from metaecg.adapt.training import Loss, OnStep, check_parameters, training_mode
 
 N_STEPS = 200
 """Of `Personalizer`: at the published learning rates, some thousand steps in the paper, the 30 steps
@@ -117,6 +117,7 @@ def h_tune(
     micro_batch: int | None = None,
     settings: HTuning = DEFAULTS,
     loss: Loss = F.cross_entropy,
+    on_step: OnStep | None = None,
 ) -> list[float]:
     """Take `n_steps` AdamW steps with mix-order gradients; the network is changed in place.
 
@@ -151,6 +152,8 @@ def h_tune(
         How the gradients are mixed.
     loss
         Of outputs and labels, a mean over the windows.
+    on_step
+        Called after each step with the number of steps done and that of all.
 
     Returns
     -------
@@ -191,6 +194,8 @@ def h_tune(
             optimizer.param_groups[0]["lr"] = lr * rate_factor(step, n_steps)
             losses.append(stepper.backward(x[chosen], y[chosen]))
             optimizer.step()
+            if on_step is not None:
+                on_step(step + 1, n_steps)
     check_parameters(parameters, f"after {n_steps} steps", lr)
     return losses
 

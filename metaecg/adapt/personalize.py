@@ -9,9 +9,9 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from metaecg.adapt import adapters
-from metaecg.adapt.arguments import check_arguments, from_json, training_arguments
-from metaecg.adapt.h_tuning import DEFAULTS, HTuning, h_tune
+from metaecg.adapt import adapters, fitting
+from metaecg.adapt.arguments import check_arguments, from_json
+from metaecg.adapt.h_tuning import HTuning
 from metaecg.adapt.in_time import (
     PersonalStream,
     chain_of_support,
@@ -22,18 +22,12 @@ from metaecg.adapt.in_time import (
     times_of_support,
 )
 from metaecg.adapt.methods import MOVES_STATISTICS, merged, prepare_network, trained_parameters
-from metaecg.adapt.prefine import prefine_intended, prefine_released
-from metaecg.adapt.support import (
-    check_enough,
-    class_counts,
-    label_index,
-    windows_for,
-)
-from metaecg.adapt.training import fine_tune
+from metaecg.adapt.support import check_enough, class_counts, label_index, windows_for
+from metaecg.adapt.training import OnStep
 from metaecg.errors import AdaptationError, CheckpointError
 from metaecg.models.inference import network_logits, softmax
 from metaecg.models.rhythm import RhythmChain
-from metaecg.seeding import derive_seed, torch_generator
+from metaecg.seeding import derive_seed
 
 NAMELESS = "new patient"
 
@@ -168,7 +162,12 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         return type(self)(**{**self.get_params(deep=False), "threshold": self._threshold})
 
     def fit(
-        self, windows: np.ndarray, labels: Sequence, *, time_s: np.ndarray | None = None
+        self,
+        windows: np.ndarray,
+        labels: Sequence,
+        *,
+        time_s: np.ndarray | None = None,
+        on_step: OnStep | None = None,
     ) -> "Personalizer":
         """Adapt a copy of the base to the patient's labelled windows.
 
@@ -182,6 +181,9 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         time_s
             Shape ``(n_windows,)``: when each window starts, seconds. Only a `rhythm` and
             ``prefine="intended"`` need it.
+        on_step
+            Called after each step of fine-tuning as ``on_step(done, total)``. What it raises ends
+            the fit and leaves everything as it was: so a fit is watched, and cancelled.
 
         Returns
         -------
@@ -199,9 +201,11 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         ValueError
             If a constructor argument is out of range.
         """
-        return self._fit(windows, labels, time_s, NAMELESS)
+        return self._fit(windows, labels, time_s, NAMELESS, on_step)
 
-    def fit_record(self, record, marks: Sequence[tuple[float, float, str]]) -> "Personalizer":
+    def fit_record(
+        self, record, marks: Sequence[tuple[float, float, str]], *, on_step: OnStep | None = None
+    ) -> "Personalizer":
         """Adapt to the marked parts of a recording.
 
         Parameters
@@ -210,6 +214,8 @@ class Personalizer(ClassifierMixin, BaseEstimator):
             A `metaecg.data.records.Record`.
         marks
             ``(start_s, stop_s, class name)``, seconds from the start of the recording.
+        on_step
+            As for `fit`.
 
         Returns
         -------
@@ -222,7 +228,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
             record, marks, self.base.preprocessing, classes=self.base.classes
         )
         names = np.asarray(found.classes)[found.labels]
-        return self._fit(found.windows, names, found.time_s, record.subject_id)
+        return self._fit(found.windows, names, found.time_s, record.subject_id, on_step)
 
     def logits(self, windows: np.ndarray) -> np.ndarray:
         """Return the patient's network's logits, each window by itself; `windows` as in `fit`."""
@@ -308,10 +314,21 @@ class Personalizer(ClassifierMixin, BaseEstimator):
             If the adapter belongs to another base, is damaged or of another format version.
         """
         tensors, document = adapters.read_adapter(folder)
+        return cls.from_document(tensors, document, base, name=f"the adapter in {folder}")
+
+    @classmethod
+    def from_document(
+        cls, tensors: dict, document: dict, base, *, name: str = "the adapter"
+    ) -> "Personalizer":
+        """Return the fitted detector that an adapter's tensors and document describe.
+
+        For adapters that are kept elsewhere than in a folder. `name` is what messages call it;
+        anything that `base` can't be given is a CheckpointError.
+        """
         if document["base_fingerprint"] != base.fingerprint:
             raise CheckpointError(
-                f"the adapter in {folder} belongs to the base {document['base_fingerprint']}; this "
-                f"base is {base.fingerprint}. Load the base it was fitted on, or fit again."
+                f"{name} belongs to the base {document['base_fingerprint']}; this base is "
+                f"{base.fingerprint}. Load the base it was fitted on, or fit again."
             )
         try:
             personal = cls(base, **from_json(document["params"]))
@@ -327,12 +344,11 @@ class Personalizer(ClassifierMixin, BaseEstimator):
             personal.fit_seconds_ = float(document.get("fit_seconds", 0.0))
         except (TypeError, ValueError, AdaptationError) as error:
             raise CheckpointError(
-                f"the adapter in {folder} describes what this base can't be given: {error} Fit "
-                "again."
+                f"{name} describes what this base can't be given: {error} Fit again."
             ) from error
         return personal
 
-    def _fit(self, windows, labels, time_s, subject_id: str) -> "Personalizer":
+    def _fit(self, windows, labels, time_s, subject_id: str, on_step) -> "Personalizer":
         begin = time.perf_counter()
         check_arguments(self.get_params(deep=False))
         windows = windows_for(self.base, windows)
@@ -347,8 +363,9 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         device = next(network.parameters()).device
         x = torch.from_numpy(self.base.preprocessing.normalize_windows(windows)).to(device)
         y = torch.from_numpy(index).to(device)
-        prefine_curve = self._prefine(network, x, y, time_s)
-        self.loss_curve_ = self._tune(network, x, y)
+        arguments = self.get_params(deep=False)
+        prefine_curve = fitting.prefine(network, x, y, time_s, arguments)
+        self.loss_curve_ = fitting.tune(network, x, y, arguments, on_step)
         self.prefine_curve_ = prefine_curve
         self._set_fitted(network, class_counts(index, self.base.classes), chain)
         self.fit_seconds_ = time.perf_counter() - begin
@@ -364,22 +381,6 @@ class Personalizer(ClassifierMixin, BaseEstimator):
             freeze=tuple(self.freeze or ()),
             seed=derive_seed(self.random_state, "lora"),
         )
-
-    def _tune(self, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[float]:
-        shared = training_arguments(self.get_params(deep=False))
-        generator = torch_generator(self.random_state, "fine-tune")
-        if self.method == "h-tuning":
-            settings = DEFAULTS if self.h_tuning is None else self.h_tuning
-            return h_tune(network, x, y, **shared, generator=generator, settings=settings)
-        return fine_tune(network, x, y, **shared, generator=generator, dropout=self.dropout)
-
-    def _prefine(self, network, x, y, time_s) -> list[float]:
-        if self.prefine == "intended":
-            return prefine_intended(network, x, y, time_s)
-        if self.prefine == "released":
-            generator = torch_generator(self.random_state, "prefine")
-            return prefine_released(network, x, y, generator=generator)
-        return []
 
     def _set_fitted(
         self, network: torch.nn.Module, n_support: dict[str, int], chain: RhythmChain | None

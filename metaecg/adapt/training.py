@@ -12,6 +12,8 @@ from metaecg.errors import AdaptationError
 from metaecg.seeding import borrowed_torch_stream
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+OnStep = Callable[[int, int], None]
+"""Called as ``on_step(done, total)``; what it raises ends the training."""
 
 
 def fine_tune(
@@ -27,6 +29,7 @@ def fine_tune(
     micro_batch: int | None = None,
     dropout: bool = False,
     loss: Loss = F.cross_entropy,
+    on_step: OnStep | None = None,
 ) -> list[float]:
     """Take `n_steps` AdamW steps on the loss; the network is changed in place.
 
@@ -56,6 +59,8 @@ def fine_tune(
         Whether the dropout layers are active.
     loss
         Of logits and labels, a mean over the windows.
+    on_step
+        Called after each step with the number of steps done and that of all.
 
     Returns
     -------
@@ -78,6 +83,8 @@ def fine_tune(
             total = _accumulate(network, x[chosen], y[chosen], loss, micro_batch)
             losses.append(check_finite(total, f"step {step + 1} of {n_steps}", lr))
             optimizer.step()
+            if on_step is not None:
+                on_step(step + 1, n_steps)
     check_parameters(parameters, f"after {n_steps} steps", lr)
     return losses
 

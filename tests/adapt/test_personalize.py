@@ -298,3 +298,29 @@ def test_importing_the_module_imports_no_heavy_package():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("method", "n_steps"), [("lora", 5), ("h-tuning", 4)])
+def test_each_step_of_a_fit_is_told_and_changes_nothing(base, support, later, method, n_steps):
+    told = []
+    watched = Personalizer(base, method=method, n_steps=n_steps)
+    watched.fit(*support[:2], on_step=lambda done, total: told.append((done, total)))
+    alone = Personalizer(base, method=method, n_steps=n_steps).fit(*support[:2])
+    assert told == [(step + 1, n_steps) for step in range(n_steps)]
+    assert np.array_equal(watched.logits(later[0]), alone.logits(later[0]))
+
+
+def test_what_is_raised_at_a_step_ends_the_fit_and_keeps_the_last_one(base, support, later):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(done, total):
+        if done == 2:
+            raise Cancelled
+
+    personal = Personalizer(base, n_steps=5).fit(*support[:2])
+    before, curve = personal.logits(later[0]), personal.loss_curve_
+    with pytest.raises(Cancelled):
+        personal.fit(support[0], 1 - support[1], on_step=cancel)
+    assert np.array_equal(personal.logits(later[0]), before)
+    assert personal.loss_curve_ is curve
