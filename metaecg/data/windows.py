@@ -262,6 +262,7 @@ def cut_at(
     """
     n_samples = preprocessing.n_samples
     first = np.round(start_s * preprocessing.fs_hz).astype(np.int64)
+    order = np.argsort(first, kind="stable")  # a recording may have as many stretches as windows
     is_measured = np.zeros(len(first), dtype=bool)
     found = np.empty((len(first), len(record.signal_mv), n_samples), dtype=np.float32)
     for start, stop in measured_segments(record.signal_mv):
@@ -273,7 +274,10 @@ def cut_at(
             fs_hz=record.fs_hz,
             preprocessing=preprocessing,
         )
-        inside = np.flatnonzero((first >= grid) & (first + n_samples <= grid + filtered.shape[1]))
+        stop_grid = grid + filtered.shape[1] - n_samples + 1
+        if stop_grid <= grid:  # off the grid, two seconds may hold one sample less
+            continue
+        inside = order[slice(*np.searchsorted(first, [grid, stop_grid], sorter=order))]
         views = np.lib.stride_tricks.sliding_window_view(filtered, n_samples, axis=1)
         found[inside] = views[:, first[inside] - grid].swapaxes(0, 1)  # (n, n_leads, n_samples)
         is_measured[inside] = True

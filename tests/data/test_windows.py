@@ -49,6 +49,14 @@ def test_no_window_overlaps_another_whatever_its_length(make_record, window_s):
     assert len(found) == int(30 / window_s + 1e-9)
 
 
+def test_a_stretch_of_two_seconds_off_the_grid_holds_no_window(make_record):
+    signal_mv = noise(8)
+    signal_mv[:, [500, 1001]] = np.nan  # 501 to 1001 is two seconds long
+    found, info = cut_windows(make_record(signal_mv), P)
+    assert found.start_s.tolist() == [0.0, 6.0]
+    assert info.excluded["gap"] == 2
+
+
 def test_a_window_is_the_signal_at_its_own_time(make_record):
     t = np.arange(5000) / 250.0
     found, _ = cut_windows(make_record(np.sin(2 * np.pi * 5.0 * t + 0.3)), P)
