@@ -17,7 +17,10 @@ _CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="ignore")
 
 def _array_of(dtype: type):
     def make(value: Any) -> np.ndarray:
-        array = np.array(value, dtype=dtype)  # null becomes NaN
+        try:
+            array = np.array(value, dtype=dtype)  # null becomes NaN
+        except (TypeError, ValueError):
+            raise ValueError("a list of numbers was expected") from None
         array.flags.writeable = False
         return array
 
@@ -297,7 +300,7 @@ def read(kind: type[Result], body: Mapping) -> Result:
         raise ServerError(
             f"the server's answer is no {getattr(kind, '__name__', kind)}: {_first(error)}. Client and "
             "server may be of different versions; compare metaecg_version of model()."
-        ) from error
+        ) from None  # pydantic's own error shows what was sent
 
 
 def read_rows(kind: type[Result], rows: Sequence[Mapping], **others) -> Result:
