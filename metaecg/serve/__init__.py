@@ -1,0 +1,1 @@
+"""Personalize new patients over HTTP: the store, the endpoints and the page."""
