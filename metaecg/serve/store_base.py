@@ -1,5 +1,6 @@
 """What every part of the store stands on: transactions, and who may see what."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -75,7 +76,7 @@ class StoreBase:
             connection.execute("PRAGMA busy_timeout = 0")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             connection.execute(f"PRAGMA busy_timeout = {store_engine.LOCKED_S * 1000}")
-        except self.engine.dialect.loaded_dbapi.OperationalError:
+        except sqlite3.OperationalError:
             connection.invalidate()  # the deletion itself is done
         finally:
             connection.close()

@@ -122,11 +122,13 @@ def translated_errors() -> Iterator[None]:
             "every connection of the store is in use. Try again in a moment."
         ) from error
     except exc.DBAPIError as error:
-        raise _translated(error) from error
+        is_away = isinstance(error, exc.OperationalError | exc.InterfaceError)
+        raise _translated(error.orig, is_away or error.connection_invalidated) from error
+    except sqlite3.Error as error:  # of a connection that SQLAlchemy doesn't stand before
+        raise _translated(error, isinstance(error, sqlite3.OperationalError)) from error
 
 
-def _translated(error: exc.DBAPIError) -> StoreError:
-    original = error.orig
+def _translated(original: BaseException, is_away: bool) -> StoreError:
     words = f"{type(original).__name__}: {original}"
     if any(word in words for word in SCHEMA_MISSING):
         return StoreError(
@@ -134,11 +136,9 @@ def _translated(error: exc.DBAPIError) -> StoreError:
             "python -m metaecg.serve does when it starts."
         )
     reason = (str(original).splitlines() or [words])[0].rstrip(".")[:300]
-    if isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated:
+    if is_away:
         return StoreUnavailableError(
             f"the store's database can't be used: {reason}. Nothing was written; the same request "
             "works once the database is back, has room on its disk and is not locked."
         )
-    return StoreError(
-        f"the store's database refuses: {reason}. Restore it from a backup if damaged."
-    )
+    return StoreError(f"the store's database refuses: {reason}. If damaged, restore a backup.")

@@ -1,5 +1,6 @@
 """Bring the tables of a store up to date."""
 
+import sqlite3
 import time
 from pathlib import Path
 
@@ -78,9 +79,9 @@ def _let_readers_go_on(engine: sa.Engine) -> None:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             return
-        except engine.dialect.loaded_dbapi.OperationalError as error:
+        except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > until:
-                raise sa.exc.OperationalError("PRAGMA journal_mode", None, error) from error
+                raise
         finally:
             connection.close()
         time.sleep(PAUSE_S)
