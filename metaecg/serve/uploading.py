@@ -1,0 +1,74 @@
+"""Take an upload: parse it within the settings' limits, find its beats, store it whole."""
+
+from collections.abc import Mapping
+
+from metaecg.serve.settings import Settings
+from metaecg.serve.state import Services
+from metaecg.serve.store_rows import RecordingInfo
+from metaecg.serve.uploads import UploadFacts, UploadLimits, parse_upload
+
+
+def stated_facts(
+    *,
+    fs_hz: float | None = None,
+    unit: str | None = None,
+    lead_names: str | None = None,
+    lead: int | None = None,
+    name: str = "",
+) -> UploadFacts:
+    """Return what was stated beside the files; names are separated by commas, empty is not stated.
+
+    Examples
+    --------
+    >>> stated_facts(lead_names="MLII, V5").lead_names
+    ('MLII', 'V5')
+    """
+    names = None
+    if lead_names is not None and lead_names.strip():
+        names = tuple(part.strip() for part in lead_names.split(","))
+    return UploadFacts(
+        fs_hz=fs_hz, unit=unit or None, lead_names=names, lead=lead, name=name or None
+    )
+
+
+def upload_limits(settings: Settings) -> UploadLimits:
+    """Return what an upload may be at most."""
+    return UploadLimits(
+        n_bytes=settings.upload_bytes, duration_s=settings.duration_s, n_leads=settings.n_leads
+    )
+
+
+def store_upload(
+    services: Services,
+    org_id: int,
+    subject_id: str,
+    format: str,
+    files: Mapping[str, bytes],
+    facts: UploadFacts,
+) -> RecordingInfo:
+    """Parse an upload and store it; the whole recording is there afterwards, or nothing.
+
+    Raises
+    ------
+    DataError
+        Something is wrong with the upload.
+    NotFoundError
+        There is no such patient.
+    """
+    found = parse_upload(format, files, facts, upload_limits(services.settings))
+    segmentation = services.segmentation
+    segmentation.check_rate(found.fs_hz)
+    peaks = segmentation.peaks(found.signal_mv[found.lead][None], found.fs_hz)
+    return services.store.add_recording(
+        org_id,
+        subject_id,
+        signal_mv=found.signal_mv,
+        fs_hz=found.fs_hz,
+        lead_names=found.lead_names,
+        lead=found.lead,
+        name=found.name,
+        source_format=found.source_format,
+        digest=found.digest,
+        peaks=peaks,
+        segmentation=None if peaks is None else segmentation.name,
+    )
