@@ -123,6 +123,8 @@ def _serve(settings: Settings) -> int:
             f"{settings.host}:{settings.port} can't be listened on. Is another server there? Choose "
             "another --port."
         ) from error
+    # uvicorn ends in order and then raises the signal again; ours makes that a normal end.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     with socket:
         _announce(services, settings.host, socket.getsockname()[1])
         server.run(sockets=[socket])

@@ -19,6 +19,8 @@ from metaecg.serve.store_rows import Job
 
 LOG = logging.getLogger("metaecg.serve.jobs")
 PERSONALIZE = "personalize"
+BEFORE_IMPORT_S = 0.5
+STOP_S = 8
 TOLD_EVERY_S = 0.25
 """How often progress is written: each write waits for the disk."""
 
@@ -61,16 +63,21 @@ class JobWorkers:
     def start(self) -> None:
         """Start the threads; jobs that were lost with another server are looked for at once."""
         for number in range(self.services.settings.job_workers):
-            thread = threading.Thread(target=self._run, name=f"metaecg-job-{number}")
+            name = f"metaecg-job-{number}"
+            thread = threading.Thread(target=self._run, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
 
     def stop(self) -> None:
-        """Hand running jobs back to the queue at their next step and wait for the threads."""
+        """Hand running jobs back to the queue at their next step and wait for the threads.
+
+        A step that takes longer than `STOP_S` isn't waited for; its job is found as lost later.
+        """
         self._stop.set()
         self.wake()
+        until = time.monotonic() + STOP_S
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, until - time.monotonic()))
         self._threads.clear()
 
     def wake(self) -> None:
@@ -84,7 +91,9 @@ class JobWorkers:
         self._cancelled.add(job_id)
 
     def _run(self) -> None:
-        # PEFT takes seconds to import; the first patient shouldn't wait for that.
+        # PEFT takes seconds to import: the first patient shouldn't wait for it, nor the start.
+        if self._stop.wait(BEFORE_IMPORT_S):
+            return
         import_peft()
         while not self._stop.is_set():
             n_told = self._n_told

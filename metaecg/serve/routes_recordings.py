@@ -73,10 +73,20 @@ async def upload_files(
         Form(ge=0, le=1000, description="Which lead is judged, from 0; by default the usual one."),
     ] = None,
     name: Annotated[str, Form(max_length=200, description="Free text for people.")] = "",
+    gain_per_mv: Annotated[
+        float | None,
+        Form(
+            gt=0,
+            allow_inf_nan=False,
+            description="Steps per millivolt, for a WFDB header that says its leads aren't calibrated.",
+        ),
+    ] = None,
 ) -> RecordingOut:
     """Upload a recording as files. What a file states and the form states too must agree."""
     contents = await _read_all(files)
-    facts = stated_facts(fs_hz=fs_hz, unit=unit, lead_names=lead_names, lead=lead, name=name)
+    facts = stated_facts(
+        fs_hz=fs_hz, unit=unit, lead_names=lead_names, lead=lead, name=name, gain_per_mv=gain_per_mv
+    )
     return await _stored(services, org_id, subject_id, format, contents, facts)
 
 

@@ -1,5 +1,6 @@
 """Predictions on recordings, on windows and on live streams, as requests and answers."""
 
+from types import NoneType
 from typing import Annotated, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from metaecg.serve.schemas import Strict, SubjectId
 
 
 def as_samples(value: Any) -> np.ndarray:
-    """Return a JSON list of numbers and nulls as float32; anything else is a ValueError.
+    """Return a JSON list of finite numbers and nulls as float32; anything else is a ValueError.
 
     Examples
     --------
@@ -18,12 +19,16 @@ def as_samples(value: Any) -> np.ndarray:
     """
     if not isinstance(value, list) or not value:
         raise ValueError("a list of at least one sample was expected")
-    found = np.asarray(value)
-    if found.ndim == 1 and found.dtype.kind not in "iuf":
-        found = np.array([np.nan if sample is None else sample for sample in value])
-    if found.ndim != 1 or found.dtype.kind not in "iuf":
+    if {*map(type, value)} - {float, int, NoneType}:
         raise ValueError("every sample must be a number or null")
-    return found.astype(np.float32)
+    try:
+        found = np.array(value, dtype=np.float64)  # null becomes NaN
+    except OverflowError as error:
+        raise ValueError("every sample must be a finite number or null") from error
+    if np.isinf(found).any() or np.count_nonzero(np.isnan(found)) != value.count(None):
+        raise ValueError("every sample must be a finite number or null")
+    with np.errstate(over="ignore"):  # what becomes infinite is no possible voltage
+        return found.astype(np.float32)
 
 
 Samples = Annotated[

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+from metaecg.errors import DataError
 from metaecg.serve.settings import Settings
 from metaecg.serve.state import Services
+from metaecg.serve.store_errors import StoreUnavailableError
 from metaecg.serve.store_rows import RecordingInfo
 from metaecg.serve.uploads import UploadFacts, UploadLimits, parse_upload
 
@@ -15,6 +17,7 @@ def stated_facts(
     lead_names: str | None = None,
     lead: int | None = None,
     name: str = "",
+    gain_per_mv: float | None = None,
 ) -> UploadFacts:
     """Return what was stated beside the files; names are separated by commas, empty is not stated.
 
@@ -27,7 +30,12 @@ def stated_facts(
     if lead_names is not None and lead_names.strip():
         names = tuple(part.strip() for part in lead_names.split(","))
     return UploadFacts(
-        fs_hz=fs_hz, unit=unit or None, lead_names=names, lead=lead, name=name or None
+        fs_hz=fs_hz,
+        unit=unit or None,
+        lead_names=names,
+        lead=lead,
+        name=name or None,
+        gain_per_mv=gain_per_mv,
     )
 
 
@@ -54,8 +62,17 @@ def store_upload(
         Something is wrong with the upload.
     NotFoundError
         There is no such patient.
+    StoreUnavailableError
+        The database, or the folder for temporary files, can't be written.
     """
-    found = parse_upload(format, files, facts, upload_limits(services.settings))
+    try:
+        found = parse_upload(format, files, facts, upload_limits(services.settings))
+    except DataError:
+        raise
+    except OSError as error:
+        raise StoreUnavailableError(
+            "the server has no room to unpack the upload. Nothing was stored; try again later."
+        ) from error
     segmentation = services.segmentation
     segmentation.check_rate(found.fs_hz)
     peaks = segmentation.peaks(found.signal_mv[found.lead][None], found.fs_hz)
