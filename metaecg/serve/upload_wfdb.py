@@ -38,14 +38,14 @@ BYTES_PER_SAMPLES = {
     "16": (2, 1),
     "24": (3, 1),
     "32": (4, 1),
-    "61": (2, 1),
     "80": (1, 1),
     "160": (2, 1),
     "212": (3, 2),
     "310": (4, 3),
     "311": (4, 3),
 }
-"""Formats that are read: so many bytes hold so many samples. Not the compressed ones (508, 516, 524):
+"""Formats that are read: so many bytes hold so many samples. Not 61, on which wfdb 4.3.1
+fails, and not the compressed ones (508, 516, 524):
 a small file of them unpacks to any size."""
 GAIN_RANGE = (1e-2, 1e9)
 """Steps per millivolt beyond these belong to no converter."""

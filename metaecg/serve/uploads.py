@@ -62,7 +62,7 @@ class ParsedRecording:
 
 
 def parse_upload(
-    format: str,  # noqa: A002 - the word of the form
+    format: str,
     files: Mapping[str, bytes],
     facts: UploadFacts | None = None,
     limits: UploadLimits | None = None,
