@@ -92,6 +92,7 @@ class GuardedPersonalizer(ClassifierMixin, BaseEstimator):
         *,
         time_s: np.ndarray | None = None,
         so_far: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
         subject_id: str = NAMELESS,
     ) -> "GuardedPersonalizer":
         """Fit, and check what was fitted.
@@ -103,6 +104,9 @@ class GuardedPersonalizer(ClassifierMixin, BaseEstimator):
         so_far
             The patient's windows until now, without labels, shape as `windows`; ``None``: the change
             is measured on the support alone.
+        groups
+            Shape ``(n_windows,)``: windows with the same number, such as two leads of one beat, have
+            one label and are held out together; ``None``: each by itself.
         subject_id
             Who it is, for the warning.
 
@@ -129,7 +133,7 @@ class GuardedPersonalizer(ClassifierMixin, BaseEstimator):
         index = label_index(labels, self.personalizer.base.classes, n_windows=len(windows))
         self.personal_ = clone(self.personalizer).fit(windows, index, time_s=time_s)
         self.checks_ = {
-            "held_out": self._held_out(np.asarray(windows), index, time_s),
+            "held_out": self._held_out(np.asarray(windows), index, time_s, groups),
             "changed": self._changed(windows if so_far is None else so_far),
         }
         self.reasons_ = tuple(self._reasons())
@@ -162,10 +166,13 @@ class GuardedPersonalizer(ClassifierMixin, BaseEstimator):
         """Return the class names, shape ``(n_windows,)``."""
         return self.classes_[self.logits(windows).argmax(axis=1)]
 
-    def _held_out(self, windows: np.ndarray, index: np.ndarray, time_s) -> dict | None:
-        parts = parts_of_support(index, (self.guard or Guard()).n_parts)
+    def _held_out(self, windows: np.ndarray, index: np.ndarray, time_s, groups) -> dict | None:
+        groups = np.arange(len(index)) if groups is None else groups
+        _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+        parts = parts_of_support(index[first], (self.guard or Guard()).n_parts)
         if parts is None:
             return None
+        parts = parts[group]
         logits = np.empty((len(index), len(self.base.classes)))
         for part in np.unique(parts):
             rest, out = parts != part, parts == part

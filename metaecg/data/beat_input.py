@@ -44,13 +44,15 @@ def number_names(rr_names: tuple[str, ...]) -> tuple[str, ...]:
     return (*rr_names, *FORM_NAMES, *CHANGE_NAMES)
 
 
-def beat_inputs(beats: BeatSet) -> np.ndarray:
-    """Return the inputs of a network for beats of one lead.
+def beat_inputs(beats: BeatSet, *, lead: int = 0) -> np.ndarray:
+    """Return the inputs of a network for one lead of the beats.
 
     Parameters
     ----------
     beats
         All beats of whole recordings, of each in the order of time: what came before a beat counts.
+    lead
+        Which lead of the windows.
 
     Returns
     -------
@@ -61,7 +63,7 @@ def beat_inputs(beats: BeatSet) -> np.ndarray:
     Raises
     ------
     DataError
-        The beats have several leads, or those of a recording are not in the order of time.
+        The beats have no such lead, or those of a recording are not in the order of time.
 
     Notes
     -----
@@ -69,10 +71,8 @@ def beat_inputs(beats: BeatSet) -> np.ndarray:
     is often larger. The first beat of a recording is its own usual beat.
     """
     n_beats, n_leads, n_samples = beats.windows.shape
-    if n_leads != 1:
-        raise DataError(
-            f"the beats have {n_leads} leads; expected one. Read the recording with one lead."
-        )
+    if not 0 <= lead < n_leads:
+        raise DataError(f"lead is {lead}; the beats have {n_leads} leads, numbered from 0.")
     inputs = np.zeros((n_beats, len(ROWS), n_samples), dtype=np.float32)
     for record_id in dict.fromkeys(beats.record_ids.tolist()):
         rows = np.flatnonzero(beats.record_ids == record_id)
@@ -81,7 +81,7 @@ def beat_inputs(beats: BeatSet) -> np.ndarray:
                 f"the beats of {record_id!r} are not in the order of time; give whole recordings as "
                 "they were cut."
             )
-        inputs[rows] = _inputs_of_record(beats.select(rows))
+        inputs[rows] = _inputs_of_record(beats.select(rows), lead)
     return inputs
 
 
@@ -99,8 +99,8 @@ def beat_forms(inputs: np.ndarray, beats: BeatSet) -> np.ndarray:
     return np.concatenate([form, inputs[:, 1, ratios] / _RR_SCALE], axis=1)
 
 
-def _inputs_of_record(beats: BeatSet) -> np.ndarray:
-    windows = np.asarray(beats.windows, dtype=np.float32)[:, 0]
+def _inputs_of_record(beats: BeatSet, lead: int) -> np.ndarray:
+    windows = np.asarray(beats.windows[:, lead], dtype=np.float32)
     ratio = beats.rr[:, beats.rr_names.index("rr_to_median")]
     is_usual = (ratio > USUAL_RR[0]) & (ratio < USUAL_RR[1])
     weights = np.where(is_usual, 1.0, EARLY_WEIGHT)

@@ -1,7 +1,7 @@
 """Cut recordings into beats with AAMI labels, and prepare whole databases of them."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -188,6 +188,7 @@ def prepare_beats(
     r_peaks: str = "annotated",
     before_s: float = BEFORE_S,
     use_next_rr: bool = False,
+    n_leads: int = 1,
     cache_root: str | Path | None = None,
     only: Collection[str] | None = None,
     n_workers: int = 2,
@@ -195,8 +196,10 @@ def prepare_beats(
 ) -> Dataset:
     """Return every beat of the databases under `root`, from the cache where it has them.
 
-    The paced records of mitdb (`PACED`) stay closed, as the protocol ``aami`` has it. Everything
-    else as for `metaecg.data.datasets.prepare` and `cut_beats`.
+    The paced records of mitdb (`PACED`) stay closed, as the protocol ``aami`` has it. With
+    ``n_leads=2`` a window has the preferred lead and the next one of the recording; where there is
+    one alone, it stands twice. Everything else as for `metaecg.data.datasets.prepare` and
+    `cut_beats`.
 
     Returns
     -------
@@ -211,13 +214,17 @@ def prepare_beats(
         As `cut_beats`.
     """
     check_option("r_peaks", r_peaks, R_PEAKS)
+    check_option("n_leads", n_leads, (1, 2))
     options = {"r_peaks": r_peaks, "before_s": before_s, "use_next_rr": use_next_rr}
+    leads = {} if n_leads == 1 else {"n_leads": n_leads}
+    cut = partial(cut_beats, preprocessing=preprocessing, **options)
     cutting = Cutting(
-        cut=partial(cut_beats, preprocessing=preprocessing, **options),
+        cut=cut if n_leads == 1 else partial(_cut_two_leads, cut),
         settings={
             "preprocessing": without_normalize(preprocessing),
-            "beats": {"version": PREPARATION_VERSION, **options},
+            "beats": {"version": PREPARATION_VERSION, **options, **leads},
         },
+        leads="preferred" if n_leads == 1 else "two",
         set_type=BeatSet,
         info_type=BeatRecordInfo,
     )
@@ -231,6 +238,14 @@ def prepare_beats(
     return prepare_records(
         paths, cutting, cache_root=cache_root, n_workers=n_workers, on_record=on_record
     )
+
+
+def _cut_two_leads(cut: Callable, record: Record) -> tuple[BeatSet, BeatRecordInfo]:
+    """Cut a recording with two leads; one lead alone stands for both."""
+    beats, info = cut(record)
+    if beats.windows.shape[1] == 1:
+        beats = replace(beats, windows=np.repeat(beats.windows, 2, axis=1))
+    return beats, info
 
 
 def _annotated(record: Record) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,8 @@ class Cutting:
     cut: Callable[[Record], tuple[WindowSet, RecordInfo]]
     settings: Mapping[str, object]
     """What decides the windows beside the files, as JSON values: part of the cache's key."""
+    leads: str = "preferred"
+    """Leads that are read (`read_record`); what isn't ``"preferred"`` stands in `settings` too."""
     set_type: type[WindowSet] = WindowSet
     info_type: type[RecordInfo] = RecordInfo
     """What `cut` returns; a cache entry is read back as these."""
@@ -249,7 +251,7 @@ def _prepared(
 
     def prepare_one(path: Path) -> tuple[WindowSet, RecordInfo]:
         try:
-            windows, info = cutting.cut(read_record(path))
+            windows, info = cutting.cut(read_record(path, leads=cutting.leads))
         except OSError as error:
             raise DataError(f"record {path.name!r} can't be read: {error}.") from error
         return windows, replace(info, checksums={f.name: checksums[f] for f in _files(path)})

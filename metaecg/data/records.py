@@ -80,7 +80,8 @@ def read_record(
         that is expected. By default the folder's name if that is a known slug. An unknown database
         gives ``subject_id = folder/record`` and the first lead.
     leads
-        ``"preferred"`` (one lead, chosen by name) or ``"all"``.
+        ``"preferred"`` (one lead, chosen by name), ``"two"`` (that one and the next in the file,
+        from a recording with one lead that one alone) or ``"all"``.
     annotations
         Read the annotation file too; a missing or an empty one is then an error.
 
@@ -193,13 +194,19 @@ def _known_database(path: Path, database: str | None):
 def _choose_channels(header, known, leads: str) -> list[int]:
     if leads == "all":
         return list(range(header.n_sig))
-    if leads != "preferred":
-        raise ValueError(f"leads is {leads!r}; expected 'preferred' or 'all'.")
+    if leads not in ("preferred", "two"):
+        raise ValueError(f"leads is {leads!r}; expected 'preferred', 'two' or 'all'.")
+    first = _preferred_channel(header, known)
+    others = [i for i in range(header.n_sig) if i != first]
+    return [first, *others[: int(leads == "two")]]
+
+
+def _preferred_channel(header, known) -> int:
     if known is None:
-        return [0]
+        return 0
     from metaecg.data.databases import choose_lead
 
-    return [choose_lead(known.slug, header.sig_name)]
+    return choose_lead(known.slug, header.sig_name)
 
 
 def _on_the_frames(header, i: int, row: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from metaecg.experiments.veb_data import cutting_of, preprocessing_of, strata_of
 from metaecg.meta.supervised import pretrain
 from metaecg.models.backbones.beat_cnn import BeatCNN
 from metaecg.models.beat_context import BeatContext
-from metaecg.models.beat_detector import CONTEXT, CUTTING, v_logits
+from metaecg.models.beat_detector import CONTEXT, CUTTING, TWO_LEADS, v_logits
 from metaecg.models.checkpoints import BaseModel
 from metaecg.models.inference import network_logits
 from metaecg.models.registry import build_network
@@ -48,10 +48,12 @@ def train_base(
 ) -> TrainedBase:
     """Train on the training side of `split`; threshold and context are chosen on its folds.
 
-    F and Q are not trained on where V is told from the rest: they are neither.
+    The networks learn from the first lead alone; a second one is judged by them, and has a context
+    of its own. F and Q are not trained on where V is told from the rest: they are neither.
     """
     beats = _training_beats(dataset, split)
-    inputs = beat_inputs(beats)
+    leads = [beat_inputs(beats, lead=lead) for lead in range(beats.windows.shape[1])]
+    inputs = leads[0]
     labels = labels_of(beats, config.classes)
     folds = make_folds(
         strata_of(dataset, split.train),
@@ -59,18 +61,30 @@ def train_base(
         rng=numpy_generator(0, "beat folds"),
     )
     networks, history = [], []
-    logits = np.empty(len(beats))
+    logits = np.empty((len(leads), len(beats)))
     for fold in folds:
         network = _new_network(config, beats, fold.name, seed)
         chosen = np.isin(beats.subject_ids, fold.train) & (labels >= 0)
         _train(network, config, beats, inputs, labels, chosen, fold.name, seed, history, on_step)
         out = np.isin(beats.subject_ids, fold.test)
-        found = network_logits(network, inputs[out], n_classes=len(CLASSES[config.classes]))
-        logits[out] = v_logits(found, CLASSES[config.classes])
+        for found, lead in zip(logits, leads, strict=True):
+            given = network_logits(network, lead[out], n_classes=len(CLASSES[config.classes]))
+            found[out] = v_logits(given, CLASSES[config.classes])
         networks.append(network)
-    context, held_out = choose_context(config, beats, inputs, logits)
-    model = _assembled(config, networks, beats, context, dataset, split, seed, held_out)
+    contexts, held_out = _contexts(config, beats, inputs, logits)
+    model = _assembled(config, networks, beats, contexts, dataset, split, seed, held_out)
     return TrainedBase(model=model, history=history, held_out=held_out)
+
+
+def _contexts(
+    config: VebConfig, beats: BeatSet, inputs: np.ndarray, logits: np.ndarray
+) -> tuple[dict[str, BeatContext], dict]:
+    """Return the context of one lead, that of two where there are two, and what both gave."""
+    context, held_out = choose_context(config, beats, inputs, logits[0])
+    if len(logits) == 1:
+        return {CONTEXT: context}, held_out
+    two, of_two = choose_context(config, beats, inputs, logits.min(axis=0))
+    return {CONTEXT: context, TWO_LEADS: two}, {**held_out, "two_leads": of_two}
 
 
 def labels_of(beats: BeatSet, n_classes: int) -> np.ndarray:
@@ -195,19 +209,21 @@ def _assembled(
     config: VebConfig,
     networks: Sequence[BeatCNN],
     beats: BeatSet,
-    context: BeatContext,
+    contexts: dict[str, BeatContext],
     dataset: Dataset,
     split: Split,
     seed: int,
     held_out: dict,
 ) -> BaseModel:
-    """Return the networks as one base whose logits are above 0 for V at the chosen threshold."""
+    """Return the networks as one base whose logits are above 0 for V at one lead's threshold."""
     whole = _new_network(config, beats, "all folds", seed, n_members=len(networks))
     network = BeatCNN.assemble(networks, whole)
+    moved_by = contexts[CONTEXT].threshold
     with torch.no_grad():
-        network.head.bias[CLASSES[config.classes].index("V")] -= context.threshold
-    moved = replace(context, threshold=0.0, usual_logit=context.usual_logit - context.threshold)
-    facts = {CONTEXT: moved.to_dict() | {"mode": config.context.mode}, CUTTING: cutting_of(config)}
+        network.head.bias[CLASSES[config.classes].index("V")] -= moved_by
+    facts: dict = {name: _moved(c, moved_by).to_dict() for name, c in contexts.items()}
+    facts[CONTEXT]["mode"] = config.context.mode
+    facts[CUTTING] = cutting_of(config)
     return BaseModel(
         network=network,
         architecture=NAME,
@@ -217,6 +233,11 @@ def _assembled(
         preprocessing=preprocessing_of(config),
         training={**facts, **_provenance(config, dataset, split, seed, held_out)},
     )
+
+
+def _moved(context: BeatContext, by: float) -> BeatContext:
+    """Return the context for logits that are lower by so much."""
+    return replace(context, threshold=context.threshold - by, usual_logit=context.usual_logit - by)
 
 
 def _provenance(config, dataset: Dataset, split: Split, seed: int, held_out: dict) -> dict:

@@ -32,6 +32,9 @@ class BeatsConfig(Section):
     """Lower edge of the band-pass, hertz (at least 0.5)."""
     highcut_hz: PositiveFloat = 40.0
     """Upper edge of the band-pass, hertz."""
+    leads: Literal[1, 2] = 2
+    """Leads that judge a beat: the preferred one, or it and the next one of the recording, which must
+    both speak for V. A base made for one lead judges by one."""
     use_next_rr: bool = True
     """Let a beat know the interval to the next one: an answer then takes until the next beat. False:
     the past alone."""
@@ -112,8 +115,8 @@ class GuardConfig(Section):
     """False: never."""
     n_parts: Annotated[int, Field(ge=2)] = 5
     """Parts of the support, each held out once."""
-    max_more_errors: Annotated[int, Field(ge=0)] = 0
-    """How many more held-out beats it may get wrong than the base."""
+    max_more_errors: int = 0
+    """How many more held-out beats it may get wrong than the base; -1: it must get one fewer wrong."""
     max_loss_rise: float = 0.0
     """How much its mean log loss on held-out beats may be above the base's."""
     max_changed: Share = 0.25

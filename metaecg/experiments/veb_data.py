@@ -15,7 +15,7 @@ from metaecg.data.splits import Split, check_split, make_folds, read_manifest
 from metaecg.errors import DataError, LeakageError
 from metaecg.experiments.va_splits import base_split, check_contents, file_checksums
 from metaecg.experiments.veb_config import VebConfig
-from metaecg.models.beat_detector import CUTTING
+from metaecg.models.beat_detector import CUTTING, TWO_LEADS
 from metaecg.models.checkpoints import BaseModel
 from metaecg.seeding import numpy_generator
 
@@ -58,6 +58,7 @@ def prepare(config: VebConfig, base: BaseModel | None, *, r_peaks: str | None = 
             config.databases,
             base.preprocessing if base else preprocessing_of(config),
             r_peaks=r_peaks or config.r_peaks,
+            n_leads=1 if base and TWO_LEADS not in base.training else config.beats.leads,
             cache_root=config.cache,
             on_record=bar.set,
             **cutting,

@@ -74,7 +74,7 @@ def predict_subject(
     job: Job, base: BaseModel, subject_id: str, config: VebConfig, test: Dataset
 ) -> list[BeatPrediction]:
     """Return every method's answer on one subject; without enough V that of the global one alone."""
-    patient = open_patient(subject_id, config, test, job.split)
+    patient = open_patient(subject_id, base, config, test, job.split)
     return [
         predict_patient(name, method, base, patient, config, seed=job.seed)
         for name, method in job.methods.items()

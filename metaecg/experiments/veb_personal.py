@@ -10,7 +10,6 @@ from scipy.special import expit
 from metaecg.adapt.guard import Guard, GuardedPersonalizer
 from metaecg.adapt.h_tuning import HTuning
 from metaecg.adapt.personalize import Personalizer
-from metaecg.data.beat_input import beat_inputs
 from metaecg.data.beats import BeatSet
 from metaecg.data.datasets import Dataset
 from metaecg.errors import NotEnoughWindowsError, PersonalizationRefusedWarning
@@ -31,7 +30,8 @@ class Patient:
 
     subject_id: str
     beats: BeatSet = field(repr=False)
-    inputs: np.ndarray = field(repr=False)
+    inputs: tuple[np.ndarray, ...] = field(repr=False)
+    """By lead."""
     tasks: dict[str, BeatTask] = field(repr=False)
     """By kind of support; empty for a subject that is not eligible."""
     reason: str = ""
@@ -48,7 +48,9 @@ class Patient:
         return self.tasks[method.support].query
 
 
-def open_patient(subject_id: str, config: VebConfig, dataset: Dataset, split: BeatSplit) -> Patient:
+def open_patient(
+    subject_id: str, base: BaseModel, config: VebConfig, dataset: Dataset, split: BeatSplit
+) -> Patient:
     """Return a test subject with its tasks; those that can't be made are left out, with a reason."""
     beats = split.beats_of(dataset, subject_id)
     tasks, reason = {}, ""
@@ -62,7 +64,7 @@ def open_patient(subject_id: str, config: VebConfig, dataset: Dataset, split: Be
     return Patient(
         subject_id=subject_id,
         beats=beats,
-        inputs=beat_inputs(beats),
+        inputs=BeatDetector(base).inputs(beats),
         tasks=tasks,
         reason=reason,
         n_missed={
@@ -128,7 +130,7 @@ def _fit_and_predict(method, base, patient: Patient, config: VebConfig, seed: in
     )
     called = np.where(log_odds > 0, "V", "N")
     if len(base.classes) > 2:
-        others = model.logits(patient.inputs)
+        others = model.logits(patient.inputs[0])
         others[:, base.classes.index("V")] = -np.inf
         called = np.where(log_odds > 0, "V", np.array(base.classes)[others.argmax(axis=1)])
     return log_odds, called, facts
@@ -147,18 +149,25 @@ def _personal(method: Method, base: BaseModel, patient: Patient, config: VebConf
         h_tuning=HTuning(**settings.h_tuning.model_dump()) if is_h_tuning else None,
         random_state=derive_seed(seed, "personalize", patient.subject_id) % 2**31,
     )
-    windows, names = patient.inputs[task.support], support_names(patient, task, base)
+    # Each lead of a labelled beat is a window of its own.
+    windows = np.concatenate([lead[task.support] for lead in patient.inputs])
+    names = np.tile(support_names(patient, task, base), len(patient.inputs))
     if not (method.is_guarded and config.guard.enabled):
         return personalizer.fit(windows, names)
     limits = config.guard.model_dump(exclude={"enabled"})
-    so_far = (
-        patient.inputs if method.support == "active" else patient.inputs[: task.support.max() + 1]
-    )
+    n_so_far = len(patient.beats) if method.support == "active" else task.support.max() + 1
+    so_far = np.concatenate([lead[:n_so_far] for lead in patient.inputs])
     guarded = GuardedPersonalizer(personalizer, Guard(**limits))
     with warnings.catch_warnings():
         # results.json and the run's summary say it for every patient; a worker's stderr is nobody's.
         warnings.simplefilter("ignore", PersonalizationRefusedWarning)
-        return guarded.fit(windows, names, so_far=so_far, subject_id=patient.subject_id)
+        return guarded.fit(
+            windows,
+            names,
+            so_far=so_far,
+            groups=np.tile(task.support, len(patient.inputs)),
+            subject_id=patient.subject_id,
+        )
 
 
 def _fitted(model) -> Personalizer:

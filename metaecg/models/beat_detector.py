@@ -1,6 +1,6 @@
 """From the beats of a recording to what is ventricular among them: network and context together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.special import expit
@@ -13,10 +13,16 @@ from metaecg.models.checkpoints import BaseModel
 
 CONTEXT, CUTTING = "beat_context", "beat_cutting"
 """Keys of a base's `training` facts: its `BeatContext`, and how its beats are cut."""
+TWO_LEADS = "beat_context_two_leads"
+"""Key of the `BeatContext` for beats of two leads; a base without it judges by the first one."""
 
 
 class BeatDetector:
     """Finds V among the beats of whole recordings, each by those before it.
+
+    Beats may have a second lead. Each is judged by the same network, and a beat is as likely V as the
+    lead that speaks against it says: what is noise in one lead is seldom in the other. A base that
+    was made for one lead alone looks at the first.
 
     Parameters
     ----------
@@ -48,17 +54,23 @@ class BeatDetector:
         stored = dict(facts.get(CONTEXT, {}))
         self.mode = stored.pop("mode", "causal")
         self.context = BeatContext.from_dict(stored) if stored else None
+        self.two_leads = BeatContext.from_dict(facts[TWO_LEADS]) if TWO_LEADS in facts else None
 
     @property
     def cutting(self) -> dict:
         """What `metaecg.data.beats.cut_beats` needs to cut beats for this base."""
         return {"preprocessing": self.base.preprocessing, **self.base.training[CUTTING]}
 
+    def inputs(self, beats: BeatSet) -> tuple[np.ndarray, ...]:
+        """Return the `beat_inputs` of every lead that is judged."""
+        n_leads = min(beats.windows.shape[1], 1 if self.two_leads is None else 2)
+        return tuple(beat_inputs(beats, lead=lead) for lead in range(n_leads))
+
     def log_odds(
         self,
         beats: BeatSet,
         *,
-        inputs: np.ndarray | None = None,
+        inputs: np.ndarray | Sequence[np.ndarray] | None = None,
         known: Mapping[int, bool] | None = None,
         vote_weight: float = 0.0,
         mode: str | None = None,
@@ -70,17 +82,19 @@ class BeatDetector:
         beats
             All beats of whole recordings, in the order of time.
         inputs
-            Their `beat_inputs`, if they are there already.
+            What `inputs` gives, if it is there already; or the `beat_inputs` of one lead.
         known, vote_weight, mode
             As for `BeatContext.log_odds`; ``mode=None``: as the base was made for.
         """
-        inputs = beat_inputs(beats) if inputs is None else inputs
-        logits = v_logits(self.model.logits(inputs), self.base.classes)
-        if self.context is None:
+        inputs = self.inputs(beats) if inputs is None else inputs
+        inputs = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
+        logits = lead_logits(self.model, inputs, self.base.classes)
+        context = self.context if len(inputs) == 1 else self.two_leads
+        if context is None:
             return logits
-        return self.context.log_odds(
+        return context.log_odds(
             logits,
-            beat_forms(inputs, beats),
+            beat_forms(inputs[0], beats),
             record_ids=beats.record_ids,
             known=known,
             vote_weight=vote_weight,
@@ -90,6 +104,11 @@ class BeatDetector:
     def predict_proba(self, beats: BeatSet, **options) -> np.ndarray:
         """Return the probability of V, shape ``(n_beats,)``; from 0.5 on it is named."""
         return expit(self.log_odds(beats, **options))
+
+
+def lead_logits(model, inputs: Sequence[np.ndarray], classes: tuple[str, ...]) -> np.ndarray:
+    """Return the lowest log odds of V among the leads' `inputs`, shape ``(n,)``."""
+    return np.min([v_logits(model.logits(lead), classes) for lead in inputs], axis=0)
 
 
 def v_logits(logits: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:

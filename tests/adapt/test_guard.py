@@ -75,6 +75,24 @@ def test_the_parts_of_a_support_are_dealt_in_turn_within_each_class():
     assert parts_of_support(np.array([0, 0, 1]), 2) is None
 
 
+def test_windows_of_a_group_are_held_out_together(base, support, monkeypatch):
+    windows, labels, _ = support
+    fitted_on = []
+    plain = Personalizer.fit
+
+    def watched(self, windows, *given, **options):
+        fitted_on.append(windows)
+        return plain(self, windows, *given, **options)
+
+    monkeypatch.setattr(Personalizer, "fit", watched)
+    both = np.concatenate([windows, windows + 1])
+    groups = np.tile(np.arange(len(windows)), 2)
+    guarded(base, n_parts=3).fit(both, np.tile(labels, 2), groups=groups)
+    for part in fitted_on[1:]:
+        first = {w.tobytes() for w in part if any(np.array_equal(w, x) for x in windows)}
+        assert len(part) == 2 * len(first) < len(both)
+
+
 @pytest.mark.parametrize(
     ("limits", "message"),
     [({"n_parts": 1}, "n_parts is 1; at least 2"), ({"max_changed": 1.5}, "max_changed is 1.5")],

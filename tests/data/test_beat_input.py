@@ -99,10 +99,18 @@ def test_no_beat_gives_no_input():
     assert beat_inputs(make_beats(2).select(np.zeros(0, dtype=int))).shape == (0, 2, 100)
 
 
-def test_beats_of_two_leads_are_refused():
-    beats = make_beats(3)
-    with pytest.raises(DataError, match="2 leads; expected one"):
-        beat_inputs(replace(beats, windows=np.repeat(beats.windows, 2, axis=1)))
+def test_the_inputs_of_a_lead_are_those_of_that_lead_alone():
+    beats = make_beats(9)
+    second = replace(beats, windows=beats.windows[:, :, ::-1].copy())
+    both = replace(beats, windows=np.concatenate([beats.windows, second.windows], axis=1))
+    assert np.array_equal(beat_inputs(both), beat_inputs(beats))
+    assert np.array_equal(beat_inputs(both, lead=1), beat_inputs(second))
+    assert not np.array_equal(beat_inputs(both, lead=1), beat_inputs(beats))
+
+
+def test_a_lead_that_is_not_there_is_refused():
+    with pytest.raises(DataError, match="lead is 1; the beats have 1 leads"):
+        beat_inputs(make_beats(3), lead=1)
 
 
 def test_beats_out_of_order_are_refused():

@@ -203,7 +203,7 @@ def same(a, b):
 def test_from_the_cache_comes_the_same_as_without_one(root, tmp_path, monkeypatch, options):
     plain = prepare_beats(root, ["own"], **options)
     first = prepare_beats(root, ["own"], cache_root=tmp_path / "cache", **options)
-    monkeypatch.setattr(datasets, "read_record", lambda path: pytest.fail("a signal was read"))
+    monkeypatch.setattr(datasets, "read_record", lambda *a, **b: pytest.fail("a signal was read"))
     again = prepare_beats(root, ["own"], cache_root=tmp_path / "cache", **options)
     assert same(plain, first) and same(plain, again)
     assert isinstance(again.windows, BeatSet) and isinstance(again.windows.windows, np.memmap)
@@ -213,13 +213,28 @@ def test_every_option_has_an_entry_of_its_own_and_windows_do_too(root, tmp_path)
     def entries():
         return len(list((tmp_path / "cache" / "windows").iterdir()))
 
-    options = [{}, {"r_peaks": "detected"}, {"before_s": 0.2}, {"use_next_rr": True}]
+    options = [{}, {"r_peaks": "detected"}, {"before_s": 0.2}, {"n_leads": 2}]
     for n_before, given in enumerate(options):
         prepare_beats(root, ["own"], cache_root=tmp_path / "cache", **given)
         assert entries() == n_before + 1
     prepare_beats(root, ["own"], AT_FS, cache_root=tmp_path / "cache")
     datasets.prepare(root, ["own"], AT_FS, cache_root=tmp_path / "cache")
     assert entries() == 6
+
+
+def test_one_lead_alone_stands_for_two(root):
+    one, two = prepare_beats(root, ["own"]), prepare_beats(root, ["own"], n_leads=2)
+    assert np.array_equal(two.windows.windows, np.repeat(one.windows.windows, 2, axis=1))
+    assert np.array_equal(two.windows.rr, one.windows.rr)
+
+
+@pytest.mark.real
+def test_the_second_lead_is_cut_beside_the_preferred_one(real_data):
+    one = prepare_beats(real_data, ["mitdb"], only=["mitdb/114"]).windows
+    two = prepare_beats(real_data, ["mitdb"], only=["mitdb/114"], n_leads=2).windows
+    assert two.windows.shape == (len(one), 2, one.windows.shape[2])
+    assert np.array_equal(two.windows[:, :1], one.windows)
+    assert not np.allclose(two.windows[:, 1], one.windows[:, 0])
 
 
 def test_paced_records_stay_closed(root):

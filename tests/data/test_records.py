@@ -59,6 +59,14 @@ def test_the_preferred_lead_is_found_by_name_whatever_its_place(real_data):
     assert swapped.lead_names == ("V5", "MLII")
     one = read_record(real_data / "mitdb" / "114")
     np.testing.assert_array_equal(one.signal_mv[0], swapped.signal_mv[1])
+    two = read_record(real_data / "mitdb" / "114", leads="two")
+    assert two.lead_names == ("MLII", "V5")
+    np.testing.assert_array_equal(two.signal_mv, swapped.signal_mv[::-1])
+
+
+def test_two_leads_of_a_recording_with_one_are_that_one(write_record):
+    path = write_record(RAMP, leads=["I"])
+    assert read_record(path, leads="two", annotations=False).lead_names == ("I",)
 
 
 @pytest.mark.real
@@ -370,5 +378,5 @@ def test_marks_counted_at_another_rate_are_refused(write_record):
 
 
 def test_an_unknown_choice_of_leads_is_refused(write_record):
-    with pytest.raises(ValueError, match="leads is 'MLII'; expected 'preferred' or 'all'"):
+    with pytest.raises(ValueError, match="leads is 'MLII'; expected 'preferred', 'two' or 'all'"):
         read_record(write_record(RAMP), leads="MLII")

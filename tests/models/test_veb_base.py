@@ -1,19 +1,29 @@
 """The base for beats that comes with the package."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from metaecg import load_base
+from metaecg.data.beat_input import beat_inputs
 from metaecg.data.beats import BeatSet
 from metaecg.data.labels import DS1, DS2
 from metaecg.data.rr import rr_features, rr_names
-from metaecg.models.beat_detector import BeatDetector
+from metaecg.models.beat_detector import CONTEXT, TWO_LEADS, BeatDetector, v_logits
 from metaecg.models.checkpoints import PUBLISHED, published_names
 
 EXPECTED = json.loads((Path(__file__).parent / "veb_base.json").read_text())
+
+PLAIN = {
+    "threshold": 0.0,
+    "usual_logit": 0.0,
+    "level_weight": 0.0,
+    "neighbour_weight": 0.0,
+}
+"""A context that corrects nothing."""
 
 
 def made_beats(base, n: int = 40) -> BeatSet:
@@ -76,3 +86,23 @@ def test_it_is_small_and_has_a_card():
 def test_it_was_trained_on_ds1_without_201_alone(base):
     assert base.training["subject_ids"] == sorted(f"mitdb/{n}" for n in DS1 if n != "201")
     assert not {f"mitdb/{n}" for n in DS2} & set(base.training["subject_ids"])
+
+
+def test_of_two_leads_the_one_that_speaks_against_v_decides(base):
+    beats = made_beats(base)
+    other = np.roll(beats.windows, 3, axis=0)
+    both = replace(beats, windows=np.concatenate([beats.windows, other], axis=1))
+    contexts = {CONTEXT: base.training[CONTEXT], TWO_LEADS: dict(PLAIN)}
+    made_for_two = replace(base, training={**base.training, **contexts})
+    given = BeatDetector(made_for_two).log_odds(both)
+    leads = [v_logits(base.logits(beat_inputs(both, lead=k)), base.classes) for k in (0, 1)]
+    np.testing.assert_allclose(given, np.minimum(*leads), rtol=1e-6)
+    assert (given < leads[0] - 1).any() and (given < leads[1] - 1).any()
+
+
+def test_a_base_for_one_lead_looks_at_the_first(base):
+    beats = made_beats(base)
+    both = replace(beats, windows=np.concatenate([beats.windows, -beats.windows], axis=1))
+    for_one = {k: v for k, v in base.training.items() if k != TWO_LEADS}
+    detector = BeatDetector(replace(base, training=for_one))
+    assert np.array_equal(detector.log_odds(both), detector.log_odds(beats))
