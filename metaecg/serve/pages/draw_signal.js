@@ -11,6 +11,7 @@ const GRIDS = [[0.04, 0.2], [0.2, 1], [1, 5], [10, 60], [60, 300], [300, 3600], 
 const TICKS = [0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400];
 const LEAST_FINE_PX = 3;
 const LEAST_TICK_PX = 84;
+const LEAST_WORDS_PX = 100;
 
 /** scene: {view, tiles, gain, middleMv, lane, marked: {start_s, stop_s} | null}. */
 export function drawSignal(canvas, scene) {
@@ -154,10 +155,11 @@ function drawGaps(pen, view, { offsets, low, startS }, area) {
     const stop = view.xOf(startS + offsets[Math.min(n + 1, offsets.length - 1)]);
     if (stop < 0 || x > area.width) continue;
     pen.fillRect(x, area.top, stop - x, area.height);
-    if (stop - x < 110) continue;
+    const [left, right] = [Math.max(0, x), Math.min(area.width, stop)];
+    if (right - left < LEAST_WORDS_PX) continue;
     pen.fillStyle = colours.soft;
     pen.textAlign = "center";
-    pen.fillText("not measured", (Math.max(0, x) + Math.min(area.width, stop)) / 2, area.top + area.height / 2);
+    pen.fillText("not measured", (left + right) / 2, area.top + area.height / 2);
     pen.fillStyle = colours.gap;
   }
 }
