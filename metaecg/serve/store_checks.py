@@ -1,7 +1,10 @@
 """What the store takes at its door: names that every database can hold."""
 
+import json
 import re
 from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +60,22 @@ def check_range(name: str, value: int, *, lowest: int, highest: int = MAX_INTEGE
     return int(value)
 
 
+def check_json(name: str, value: Any) -> Any:
+    """Return `value` if JSON can hold it; NaN isn't among that, and PostgreSQL refuses it."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} can't be written as JSON: {error}. Leave that out.") from error
+    return value
+
+
+def check_time(name: str, value: datetime | None) -> datetime | None:
+    """Return a time with a zone, or None; refuse a time that could mean another moment."""
+    if value is None or (isinstance(value, datetime) and value.tzinfo is not None):
+        return value
+    raise DataError(f"{name} is {value!r}, which has no zone; give a time with one, such as UTC.")
+
+
 def check_signal(signal_mv: np.ndarray, *, lead_names: Iterable[str], lead: int) -> np.ndarray:
     """Return a signal as float32 ``(n_leads, n_samples)`` that fits its leads; gaps are NaN."""
     signal = np.asarray(signal_mv)
@@ -69,3 +88,15 @@ def check_signal(signal_mv: np.ndarray, *, lead_names: Iterable[str], lead: int)
     if not 0 <= lead < len(names):
         raise DataError(f"lead is {lead}; expected 0 to {len(names) - 1}.")
     return signal.astype("<f4", copy=False)
+
+
+def check_peaks(peaks: np.ndarray, *, n_samples: int) -> np.ndarray:
+    """Return the samples of beats as int64: strictly increasing, within the recording."""
+    found = np.asarray(peaks)
+    is_whole = found.ndim == 1 and (found.dtype.kind in "iu" or found.size == 0)
+    if not is_whole or np.any(np.diff(found) <= 0) or np.any((found < 0) | (found >= n_samples)):
+        raise DataError(
+            f"peaks has shape {found.shape} and type {found.dtype}; expected whole numbers of samples, "
+            f"one after another, from 0 to {n_samples - 1}."
+        )
+    return found.astype("<i8")

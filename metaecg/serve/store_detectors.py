@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from metaecg.serve import tables
 from metaecg.serve.store_base import StoreBase
-from metaecg.serve.store_checks import MAX_INTEGER, check_text
+from metaecg.serve.store_checks import MAX_INTEGER, check_json, check_text
 from metaecg.serve.store_errors import NotFoundError, StoreError
 from metaecg.serve.store_rows import DetectorInfo
 
@@ -38,7 +38,6 @@ class DetectorStore(StoreBase):
         activate
             Whether it is in use from now on.
         """
-        check_text("base_fingerprint", base_fingerprint, longest=tables.NAME_CHARACTERS)
         row = detector_row(adapter, facts, base_fingerprint, created_at=self._clock())
         with self._write() as connection:
             key = self._patient_key(connection, org_id, subject_id, lock=True)
@@ -99,11 +98,12 @@ def detector_row(
     adapter: bytes, facts: dict[str, Any], base_fingerprint: str, *, created_at: Any
 ) -> dict[str, Any]:
     """Return the row of a new detector, without patient and version."""
+    longest = tables.NAME_CHARACTERS
     return {
-        "base_fingerprint": base_fingerprint,
+        "base_fingerprint": check_text("base_fingerprint", base_fingerprint, longest=longest),
         "digest": hashlib.sha256(adapter).hexdigest(),
         "n_bytes": len(adapter),
-        "facts": facts,
+        "facts": check_json("facts", facts),
         "created_at": created_at,
         "adapter": bytes(adapter),
     }

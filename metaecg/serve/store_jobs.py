@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from metaecg.serve import tables
 from metaecg.serve.store_base import StoreBase
-from metaecg.serve.store_checks import check_made_id, check_text
+from metaecg.serve.store_checks import check_json, check_made_id, check_text
 from metaecg.serve.store_detectors import detector_row, insert_detector
 from metaecg.serve.store_errors import ConflictError, NotFoundError
 from metaecg.serve.store_rows import Job
@@ -41,7 +41,7 @@ class JobStore(StoreBase):
             "kind": check_text("kind", kind, longest=32),
             "state": "queued",
             "progress": 0.0,
-            "request": request,
+            "request": check_json("request", request),
             "result": None,
             "error": None,
             "is_cancel_requested": False,
@@ -177,6 +177,7 @@ class JobStore(StoreBase):
         if state not in ENDED:
             raise ValueError(f"state is {state!r}; expected one of {', '.join(ENDED)}.")
         now, table = self._clock(), tables.jobs
+        check_json("result", result), check_json("error", error)
         with self._write() as connection:
             patient_key = _lock_patient_of(connection, job_id)
             if detector is not None:

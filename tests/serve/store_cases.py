@@ -36,8 +36,9 @@ def add_recording(store: Store, org_id: int, subject_id: str, **changes):
     """Keep a short recording with beats; what a test cares about is in `changes`."""
     facts = {"signal_mv": ramp(40_000), "fs_hz": 250.0, "lead_names": ["II"], "lead": 0}
     facts |= {"name": "holter", "source_format": "json", "digest": "d" * 64}
-    facts |= {"peaks": np.array([10, 200, 390]), "segmentation": BEATS}
-    facts |= changes
+    facts |= {"segmentation": BEATS, **changes}
+    peaks = np.array([10, 200, 390])
+    facts.setdefault("peaks", peaks[peaks < np.shape(facts["signal_mv"])[-1]])
     facts["lead_names"] = changes.get("lead_names", ["II", "V1", "V5"][: len(facts["signal_mv"])])
     return store.add_recording(org_id, subject_id, **facts)
 

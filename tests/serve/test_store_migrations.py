@@ -85,11 +85,14 @@ def test_a_store_that_was_not_migrated_says_so(empty_url):
     store.close()
 
 
-def test_a_store_of_a_newer_metaecg_is_refused(store):
+def test_a_store_of_a_newer_metaecg_is_refused(empty_url):
+    store = Store(empty_url)
+    store.migrate()
     with store.engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(StoreError, match="9999.*a newer one has made them"):
         store.migrate()
+    store.close()
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(empty_url, monkeypatch):
