@@ -20,6 +20,10 @@ from metaecg.client.signals import AnyRecord, signal_of
 from metaecg.client.uploads import send_files, send_signal
 
 
+PAGE = 100
+"""Patients in one answer."""
+
+
 class AbstractPatients:
     """Patients, recordings and labels; `Client` is the class to use."""
 
@@ -37,7 +41,7 @@ class AbstractPatients:
         """Give all patients by name, asking for the next page when it is needed."""
         after = None
         while True:
-            page = self._http.get("/v1/patients", after=after, limit=100)
+            page = self._http.get("/v1/patients", after=after, limit=PAGE)
             yield from (read(Patient, patient) for patient in page.get("patients", ()))
             after = page.get("next")
             if after is None:
