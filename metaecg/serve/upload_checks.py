@@ -24,7 +24,7 @@ class UploadFacts:
     """What the sender states beside the files. Where a file says it too, both have to agree."""
 
     fs_hz: float | None = None
-    """Sampling rate; needed for CSV, and for a WFDB header without one."""
+    """Sampling rate; needed for CSV."""
     unit: str | None = None
     """``"mV"``, ``"uV"`` or ``"V"``; needed for CSV, and for EDF leads without one."""
     lead_names: tuple[str, ...] | None = None
@@ -83,6 +83,7 @@ def check_file_name(name: str) -> str:
         and not set(name) & set("/\\:")
         and name.strip() == name
         and not name.startswith((".", "~"))
+        and name != "-"  # WFDB's standard input
     )
     if not is_plain:
         raise DataError(
@@ -188,7 +189,7 @@ def check_lead_names(names: Sequence[object]) -> tuple[str, ...]:
     found = []
     for name in names:
         text = name.strip() if isinstance(name, str) else ""
-        if not text or len(text) > MAX_NAME or _UNSAFE.search(text):
+        if not text or len(text) > MAX_NAME or not text.isprintable():
             raise DataError(
                 f"a lead is named {quoted(name)}; expected a name of 1 to {MAX_NAME} characters, "
                 "such as II or V5."
@@ -211,7 +212,7 @@ def distinct_names(names: Sequence[str | None]) -> tuple[str, ...]:
     """
     found: list[str] = []
     for i, name in enumerate(names):
-        stem = _UNSAFE.sub("", name or "").strip()[: MAX_NAME - 8] or f"lead {i + 1}"
+        stem = _printable(name or "")[: MAX_NAME - 8].strip() or f"lead {i + 1}"
         text, number = stem, 2
         while text in found:
             text, number = f"{stem} ({number})", number + 1
@@ -257,10 +258,15 @@ def check_signal(columns: Columns) -> None:
 def title_of(facts: UploadFacts, found: str) -> str:
     """Return what people call the recording: as stated, else as the file has it; one short line."""
     if facts.name is None:
-        return _UNSAFE.sub("", found).strip()[:MAX_TITLE]
-    if len(facts.name) > MAX_TITLE or _UNSAFE.search(facts.name):
+        return _printable(found)[:MAX_TITLE].strip()
+    if len(facts.name) > MAX_TITLE or not facts.name.isprintable():
         raise DataError(
             f"the name {quoted(facts.name)} can't be kept; expected at most {MAX_TITLE} characters "
             "in one line."
         )
     return facts.name.strip()
+
+
+def _printable(text: str) -> str:
+    """Return the text without control characters and those that turn the direction of reading."""
+    return "".join(character for character in text if character.isprintable()).strip()

@@ -104,7 +104,7 @@ def _is_of_samples(row: list[str], facts: UploadFacts) -> bool:
     return bool(numbers)
 
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.I)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.I | re.A)
 
 
 def _stated_names(first: list[str], facts: UploadFacts) -> tuple[str, ...]:

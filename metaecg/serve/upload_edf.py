@@ -35,8 +35,8 @@ from metaecg.serve.upload_checks import (
 )
 
 ANNOTATIONS = "EDF Annotations"
-_WHOLE = re.compile(r"[+-]?\d{1,8}")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.I)
+_WHOLE = re.compile(r"[+-]?\d{1,8}", re.A)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.I | re.A)
 _MAIN = {"reserved": (192, 44), "n_records": (236, 8), "record_s": (244, 8), "n_signals": (252, 4)}
 _MAIN |= {"version": (0, 8), "n_header_bytes": (184, 8)}
 _OF_SIGNAL = (

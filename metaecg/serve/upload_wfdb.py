@@ -50,13 +50,14 @@ a small file of them unpacks to any size."""
 GAIN_RANGE = (1e-2, 1e9)
 """Steps per millivolt beyond these belong to no converter."""
 MAX_PER_FRAME = 64
-_RECORD = re.compile(r"(\S+)\s+(\d{1,9})(?:\s+(\S+))?(?:\s+(\d{1,12}))?(?:\s+.*)?")
-_RATE = re.compile(r"(\d{1,9}(?:\.\d{0,9})?)(?:/\S*)?")
-_FORMAT = re.compile(r"(\d{1,3})(?:x(\d{1,4}))?(?::(\d{1,9}))?(?:\+(\d{1,9}))?")
+_COUNT = re.compile(r"\d{1,12}", re.A)
+_RATE = re.compile(r"(\d{1,9}(?:\.\d{0,9})?)(?:/\S*)?", re.A)
+_FORMAT = re.compile(r"(\d{1,3})(?:x(\d{1,4}))?(?::(\d{1,9}))?(?:\+(\d{1,9}))?", re.A)
 _GAIN = re.compile(
-    r"([+-]?(?:\d{1,20}\.?\d{0,20}|\.\d{1,20})(?:e[+-]?\d{1,3})?)(\(-?\d{1,10}\))?(?:/(\S+))?", re.I
+    r"([+-]?(?:\d{1,20}\.?\d{0,20}|\.\d{1,20})(?:e[+-]?\d{1,3})?)(\(-?\d{1,10}\))?(?:/(\S+))?",
+    re.I | re.A,
 )
-_WHOLE = re.compile(r"[+-]?\d{1,10}")
+_WHOLE = re.compile(r"[+-]?\d{1,10}", re.A)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class _Signal:
 @dataclass(frozen=True, kw_only=True)
 class _Header:
     record_name: str
-    fs_hz: float | None
+    fs_hz: float
     n_samples: int
     signals: tuple[_Signal, ...]
 
@@ -109,35 +110,29 @@ def read_wfdb(files: Mapping[str, bytes], facts: UploadFacts, limits: UploadLimi
 
 def _header(content: bytes) -> _Header:
     lines = _lines(content)
-    match = _RECORD.fullmatch(lines[0])
-    if match is None:
-        raise DataError(
-            f"the header starts with {quoted(lines[0])}; expected the record's name, the number of "
-            "signals, the sampling rate and the number of samples."
-        )
-    name, n_signals, rate, n_samples = match.groups()
+    name, n_signals, rate, n_samples = (*lines[0].split(None, 4)[:4], "", "", "")[:4]
     if "/" in name:
         raise DataError(
             f"the header describes the record {quoted(name)} of several segments; expected one "
             "segment. Send the segments as recordings of their own."
         )
-    if not 1 <= int(n_signals) <= MAX_CHANNELS or int(n_signals) != len(lines) - 1:
+    if not _COUNT.fullmatch(n_signals) or not 1 <= int(n_signals) == len(lines) - 1 <= MAX_CHANNELS:
         raise DataError(
-            f"the header promises {n_signals} signals and describes {len(lines) - 1}; expected the same, "
-            f"1 to {MAX_CHANNELS}. It may have been cut short."
+            f"the header promises {quoted(n_signals)} signals and describes {len(lines) - 1}; expected "
+            f"the same, 1 to {MAX_CHANNELS}. It may have been cut short."
         )
-    if n_samples is None or not int(n_samples):
-        raise DataError(
-            "the header names no number of samples; expected it after the sampling rate."
-        )
-    found = _RATE.fullmatch(rate)
-    if found is None:
+    if not _RATE.fullmatch(rate):
         raise DataError(
             f"the header's sampling rate is {quoted(rate)}; expected hertz, such as 250."
         )
+    if not _COUNT.fullmatch(n_samples) or not int(n_samples):
+        raise DataError(
+            f"the header's number of samples is {quoted(n_samples)}; expected a whole number above 0, "
+            "after the sampling rate."
+        )
     return _Header(
         record_name=name,
-        fs_hz=float(found.group(1)),
+        fs_hz=float(_RATE.fullmatch(rate).group(1)),
         n_samples=int(n_samples),
         signals=tuple(_signal(line) for line in lines[1:]),
     )
