@@ -78,6 +78,10 @@ def _first_row(body: bytes) -> list[str]:
             f"the first line has more than {MAX_LINE_BYTES} bytes; expected a field per lead and a "
             "line per sample. Turn the table round if it has a row per lead."
         )
+    if b";" in line or b"\t" in line:
+        raise DataError(
+            "the fields are separated by semicolons or tabs; export with commas. " + _HINT
+        )
     try:
         row = next(csv.reader([line.decode("utf-8")], strict=True))
     except (UnicodeDecodeError, csv.Error, StopIteration):
