@@ -1,5 +1,6 @@
 """Live streams: chunks in, what became known out. The state is in the store after every chunk."""
 
+import hashlib
 import uuid
 
 import numpy as np
@@ -46,7 +47,13 @@ def open_stream(subject_id: Subject, body: NewStream, org_id: OrgId, services: P
         stream_id,
         state=LiveStream(services.base, model, fs_hz=body.fs_hz).to_bytes(),
         next_sequence=0,
-        answers={"unit": body.unit, "version": version, "windows": [], "is_closed": False},
+        answers={
+            "unit": body.unit,
+            "version": version,
+            "windows": [],
+            "is_closed": False,
+            "digest": "",  # of the samples of the last chunk
+        },
     )
     return StreamOut(stream_id=stream_id, version=version, delay_s=MARGIN_S, next_sequence=0)
 
@@ -58,7 +65,13 @@ def push_chunk(stream_id: StreamId, body: NewChunk, org_id: OrgId, services: Par
     kept = stream.answers
     if kept["is_closed"]:
         raise ConflictError(f"stream {stream_id!r} is closed. Open another one.")
+    digest = hashlib.sha256(body.signal.tobytes()).hexdigest()
     if body.sequence == stream.next_sequence - 1:
+        if digest != kept["digest"]:
+            raise ConflictError(
+                f"chunk {body.sequence} was sent before with other samples: two senders share the "
+                "stream, or one has lost its place. Open another stream."
+            )
         return ChunkOut(next_sequence=stream.next_sequence, windows=kept["windows"])
     if body.sequence != stream.next_sequence:
         raise ApiError(
@@ -70,7 +83,7 @@ def push_chunk(stream_id: StreamId, body: NewChunk, org_id: OrgId, services: Par
     live, adapter = _opened(services, org_id, stream)
     found = live.push(in_millivolts(body.signal, kept["unit"])[None])
     windows = _shown(services, live, adapter, found)
-    _keep(services, org_id, stream, live.to_bytes(), windows, is_closed=False)
+    _keep(services, org_id, stream, live.to_bytes(), windows, digest=digest)
     return ChunkOut(next_sequence=stream.next_sequence + 1, windows=windows)
 
 
@@ -115,7 +128,7 @@ def _shown(services: Services, live: LiveStream, adapter, found) -> list[dict]:
 
 
 def _keep(
-    services: Services, org_id: int, stream: Stream, state: bytes, windows, *, is_closed: bool
+    services: Services, org_id: int, stream: Stream, state: bytes, windows, **changed
 ) -> None:
     services.store.put_stream(
         org_id,
@@ -123,6 +136,6 @@ def _keep(
         stream.stream_id,
         state=state,
         next_sequence=stream.next_sequence + 1,
-        answers={**stream.answers, "windows": windows, "is_closed": is_closed},
+        answers={**stream.answers, "windows": windows, **changed},
         after=stream.next_sequence,
     )

@@ -344,6 +344,10 @@ def test_chunks_come_in_their_order_and_not_after_the_end(app, patient):
     address = f"/v1/streams/{stream['stream_id']}"
     skipped = app.client.post(f"{address}/chunks", json={"sequence": 1, "signal": [0.0]})
     assert (skipped.status_code, skipped.json()["detail"]) == (409, {"next_sequence": 0})
+    first = {"sequence": 0, "signal": [0.0]}
+    assert app.client.post(f"{address}/chunks", json=first).status_code == 200
+    differs = app.client.post(f"{address}/chunks", json={**first, "signal": [0.1]})
+    assert (differs.status_code, differs.json()["code"]) == (409, "conflict")
     end = [app.client.post(f"{address}/close").json() for _ in range(2)]
     assert end[0] == end[1]
     late = app.client.post(f"{address}/chunks", json={"sequence": 0, "signal": [0.0]})
