@@ -2,7 +2,7 @@
 
 The order is that of docs/architecture.md:
 foundation, data, tasks, models, meta, adapt, pretrain, evaluate, experiments; `serve` uses data,
-models and adapt alone.
+models and adapt alone, `client` nothing but the foundation: it speaks to a server elsewhere.
 """
 
 import ast
@@ -19,6 +19,7 @@ ALLOWED = {"foundation": {"foundation"}} | {
     layer: {"foundation", *ORDER[: place + 1]} for place, layer in enumerate(ORDER)
 }
 ALLOWED["serve"] = {"foundation", "data", "models", "adapt", "serve"}
+ALLOWED["client"] = {"foundation", "client"}
 """Layer to the layers that it may import, its own included."""
 
 LATE_PACKAGES = ("optuna", "mlflow", "learn2learn")
@@ -98,6 +99,10 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
         ("metaecg.evaluate.x", "def f():\n    import mlflow"),
         ("metaecg.models.x", "from optuna.trial import Trial"),
         ("metaecg.serve.x", "import learn2learn"),
+        ("metaecg.serve.x", "from metaecg.client import Client"),
+        ("metaecg.client.x", "from metaecg.serve.store import Store"),
+        ("metaecg.client", "from metaecg.data.records import Record"),
+        ("metaecg.data.x", "from metaecg.client import Client"),
     ],
 )
 def test_a_planted_violation_is_found(module, line):
@@ -112,6 +117,10 @@ def test_a_planted_violation_is_found(module, line):
         ("metaecg.models.x", "from metaecg import __version__\nimport metaecg"),
         ("metaecg.experiments.x", "import mlflow\nfrom metaecg.evaluate.metrics import f1"),
         ("metaecg.serve.x", "from metaecg.adapt.personalize import Personalizer"),
+        (
+            "metaecg.client.x",
+            "from metaecg.client.http import x\nfrom metaecg.errors import DataError",
+        ),
         ("metaecg.meta.x", "def f():\n    import learn2learn"),
         ("metaecg.models.x", "def f():\n    import mlflow"),
     ],
@@ -130,7 +139,8 @@ def test_a_relative_import_of_a_package_starts_at_the_package_itself():
 def test_every_folder_is_a_layer():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders <= set(ALLOWED)
-    assert {"data", "tasks", "models", "meta", "adapt", "evaluate", "experiments"} <= folders
+    named = {"data", "tasks", "models", "meta", "adapt", "evaluate", "experiments"}
+    assert {*named, "serve", "client"} <= folders
 
 
 def test_a_module_imports_its_own_and_earlier_layers_only():
@@ -189,8 +199,18 @@ def test_importing_a_layer_loads_no_later_layer_and_no_package_of_the_experiment
 
 
 def test_what_a_server_needs_loads_data_models_and_adapt_alone():
-    server = [name for name in MODULES if layer_of(name) == "serve"]
-    needed = ["metaecg.data.stream", "metaecg.models.checkpoints", "metaecg.adapt.personalize"]
-    (loaded,) = loaded_after(server or needed)
+    (loaded,) = loaded_after([name for name in MODULES if layer_of(name) == "serve"])
     assert layers_among(loaded) <= ALLOWED["serve"]
     assert loaded.isdisjoint(LATE_PACKAGES)
+
+
+def test_a_client_loads_no_other_layer_and_nothing_that_only_a_server_needs():
+    (loaded,) = loaded_after([name for name in MODULES if layer_of(name) == "client"])
+    assert layers_among(loaded) == {"foundation", "client"}
+    servers = {"torch", "scipy", "sklearn", "wfdb", "fastapi", "sqlalchemy", "alembic"}
+    assert loaded.isdisjoint({*servers, *LATE_PACKAGES})
+
+
+def test_the_store_loads_neither_torch_nor_the_web():
+    (loaded,) = loaded_after(["metaecg.serve.store"])
+    assert loaded.isdisjoint({"torch", "scipy", "sklearn", "fastapi", "psycopg"})

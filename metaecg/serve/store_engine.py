@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -24,6 +24,8 @@ SQLITE_SETTINGS = (
     "synchronous = FULL",
     # A deleted patient's bytes are overwritten, not only forgotten.
     "secure_delete = ON",
+    # The log of a large upload is cut back to this afterwards (64 MiB).
+    "journal_size_limit = 67108864",
 )
 POSTGRESQL_ARGUMENTS = {
     "connect_timeout": CONNECT_S,
@@ -41,12 +43,12 @@ SCHEMA_MISSING = ("no such table", "no such column", "UndefinedTable", "Undefine
 def open_engine(url: str) -> sa.Engine:
     """Return an engine for ``sqlite:///FILE`` or ``postgresql://USER:PASSWORD@HOST/DATABASE``.
 
-    Nothing is connected yet, but the folder of an SQLite file is made.
+    Nothing is connected yet, but an SQLite file that isn't there is made, readable by its owner only.
 
     Raises
     ------
     ConfigError
-        The address names no file or another kind of database.
+        The address names no file or another kind of database, or the file can't be made.
     MissingDependencyError
         The driver of PostgreSQL is not installed.
     """
@@ -55,7 +57,7 @@ def open_engine(url: str) -> sa.Engine:
     options = {"hide_parameters": True, "pool_timeout": LOCKED_S}
     options |= {"pool_size": POOL_SIZE, "max_overflow": POOL_OVERFLOW}
     if place.drivername == "sqlite":
-        Path(place.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_file(Path(place.database))
         engine = sa.create_engine(place, connect_args={"timeout": LOCKED_S}, **options)
         sa.event.listen(engine, "connect", _set_up_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
@@ -84,7 +86,22 @@ def parsed_url(url: str) -> sa.URL:
         raise ConfigError(_wrong_url(f"of the unknown kind {place.drivername!r}"))
     if place.drivername == "sqlite" and place.database in (None, "", ":memory:"):
         raise ConfigError(_wrong_url("without a file: each connection would see its own"))
+    if place.drivername == "sqlite" and (place.query or place.database.startswith("file:")):
+        raise ConfigError(_wrong_url("with options, which an SQLite file can't have here"))
     return place
+
+
+def _make_file(path: Path) -> None:
+    """Make an empty SQLite file for its owner's eyes only; one that is there keeps its rights."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.touch(mode=0o600, exist_ok=False)
+    except OSError as error:
+        raise ConfigError(
+            f"the store's file {str(path)!r} can't be made: {error.strerror}. Name another with "
+            "--store."
+        ) from error
 
 
 def _wrong_url(what: str) -> str:

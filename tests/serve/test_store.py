@@ -8,7 +8,7 @@ import uuid
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from store_cases import GRID, NOTE, Clock, add_recording, dump, fill
+from store_cases import GRID, NOTE, Clock, add_recording, dump, fill, ramp
 
 from metaecg.errors import DataError, MetaECGError
 from metaecg.serve import store_errors, tables
@@ -122,6 +122,43 @@ def test_ten_thousand_patients_with_adapters_are_opened_and_listed(sqlite_url, c
         print(f"\n10,000 patients: opened in {opened:.0f} ms, a page in {listed:.0f} ms, "
               f"{len(names)} active versions in {asked:.0f} ms")  # fmt: skip
     store.close()
+
+
+def test_a_patient_who_is_made_and_deleted_while_others_write_gives_no_other_error(store, org_id):
+    calls = (
+        lambda: store.create_patient(org_id, "s-1"),
+        lambda: store.delete_patient(org_id, "s-1"),
+        lambda: add_recording(store, org_id, "s-1", signal_mv=ramp(100)),
+        lambda: store.add_detector(org_id, "s-1", adapter=b"", facts={}, base_fingerprint="f"),
+        lambda: store.finish_job(
+            store.create_job(org_id, "s-1", "personalize", {}).job_id
+            and store.claim_job()[1].job_id,
+            state="done",
+            detector=(b"", {}, "f"),
+        ),
+    )
+    seen, unexpected = set(), []
+
+    def repeat(call) -> None:
+        for _ in range(25):
+            try:
+                call()
+            except (NotFoundError, ConflictError) as error:
+                seen.add(type(error))
+            except TypeError:  # another's job, deleted with the patient: none to claim
+                continue
+            except Exception as error:  # what this test looks for
+                unexpected.append(error)
+
+    threads = [threading.Thread(target=repeat, args=(call,)) for call in calls * 2]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert unexpected == []
+    assert NotFoundError in seen
+    rows = dump(store)
+    keys = {row["patient_key"] for row in rows["patients"]}
+    for name in ("recordings", "detectors", "jobs"):
+        assert {row["patient_key"] for row in rows[name]} <= keys
 
 
 # --- labels --------------------------------------------------------------------------------------

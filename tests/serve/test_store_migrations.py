@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -118,6 +119,7 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty_url, monkeypatch):
         ("sqlite:///:memory:", "without a file"),
         ("mysql://root:hunter2@localhost/metaecg", "unknown kind 'mysql'"),
         ("nonsense", "can't be read"),
+        ("sqlite:///file:x?mode=memory&uri=true", "with options"),
         ("postgresql+psycopg2://a:hunter2@b/c", "unknown kind"),
     ],
 )
@@ -130,3 +132,25 @@ def test_an_address_that_is_none_is_refused_without_its_password(url, reason):
 
 def test_plain_postgresql_means_psycopg_3():
     assert parsed_url("postgresql://a@b/c").drivername == "postgresql+psycopg"
+
+
+def test_a_file_that_cannot_be_made_is_an_error_of_the_configuration(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="can't be made: .*Name another with --store"):
+        Store(f"sqlite:///{tmp_path}/file/metaecg.db")
+
+
+def test_a_new_sqlite_file_and_its_log_are_for_the_eyes_of_their_owner_only(sqlite_url):
+    store = Store(sqlite_url)
+    store.migrate()
+    store.create_org("clinic")
+    path = Path(store.engine.url.database)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert modes == dict.fromkeys([path.name, f"{path.name}-wal", f"{path.name}-shm"], 0o600)
+    store.close()
+
+
+def test_a_file_that_is_there_keeps_its_rights(tmp_path):
+    (tmp_path / "metaecg.db").touch(mode=0o640)
+    Store(f"sqlite:///{tmp_path}/metaecg.db").close()
+    assert (tmp_path / "metaecg.db").stat().st_mode & 0o777 == 0o640

@@ -130,6 +130,17 @@ def test_a_store_that_is_locked_too_long_is_unavailable_then_back(sqlite_url, mo
     store.close(), other.close()
 
 
+def test_a_store_whose_connections_are_all_in_use_is_unavailable_then_back(sqlite_url, monkeypatch):
+    for name, value in {"LOCKED_S": 0.05, "POOL_SIZE": 1, "POOL_OVERFLOW": 0}.items():
+        monkeypatch.setattr(store_engine, name, value)
+    store = Store(sqlite_url)
+    store.migrate()
+    with store._read(), pytest.raises(StoreUnavailableError, match="every connection.*in use"):
+        store.ping()
+    store.ping()
+    store.close()
+
+
 def test_a_file_that_cant_be_opened_is_unavailable(tmp_path):
     (tmp_path / "metaecg.db").mkdir()
     store = Store(f"sqlite:///{tmp_path}/metaecg.db")
