@@ -115,8 +115,9 @@ class GuardConfig(Section):
     """False: never."""
     n_parts: Annotated[int, Field(ge=2)] = 5
     """Parts of the support, each held out once."""
-    max_more_errors: int = 0
-    """How many more held-out beats it may get wrong than the base; -1: it must get one fewer wrong."""
+    max_more_errors: int = -1
+    """How many more held-out beats it may get wrong than the base; -1: it must get one fewer wrong, so
+    a patient whose labelled beats the base knows already keeps the base."""
     max_loss_rise: float = 0.0
     """How much its mean log loss on held-out beats may be above the base's."""
     max_changed: Share = 0.25
