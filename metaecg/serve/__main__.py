@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Sequence
@@ -116,19 +117,25 @@ def _serve(settings: Settings) -> int:
             timeout_graceful_shutdown=STOP_S,
         )
     )
-    try:
-        socket = server.config.bind_socket()
-    except SystemExit as error:
-        raise OSError(
-            f"{settings.host}:{settings.port} can't be listened on. Is another server there? Choose "
-            "another --port."
-        ) from error
+    listening = _listening(settings)
     # uvicorn ends in order and then raises the signal again; ours makes that a normal end.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
-    with socket:
-        _announce(services, settings.host, socket.getsockname()[1])
-        server.run(sockets=[socket])
+    with listening:
+        _announce(services, settings.host, listening.getsockname()[1])
+        server.run(sockets=[listening])
     return 0
+
+
+def _listening(settings: Settings) -> socket.socket:
+    """Return a socket at the settings' address; who connects before the server runs waits."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(
+            f"{settings.host}:{settings.port} can't be listened on ({error.strerror}). Is another "
+            "server there? Choose another --port or --host."
+        ) from error
 
 
 def _announce(services, host: str, port: int) -> None:

@@ -11,6 +11,7 @@ A request goes through, in this order:
     routes_*      what is done
 """
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -214,14 +215,24 @@ def _handle_errors(app: FastAPI, services: Services) -> None:
 
     async def of_http(request: Request, error: HTTPException) -> Response:
         answer = error_response(http_error(error, request))
-        if error.headers:
-            answer.headers.update(error.headers)
+        if error.status_code == 405:
+            answer.headers["Allow"] = ", ".join(methods_at(app, request.url.path))
         return answer
 
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(MetaECGError, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, of_http)
+
+
+def methods_at(app: FastAPI, path: str) -> list[str]:
+    """Return the methods that an address of the API takes, by the description of all addresses."""
+    found = set()
+    for pattern, operations in app.openapi()["paths"].items():
+        parts = re.split(r"\{\w+\}", pattern)
+        if re.fullmatch("[^/]+".join(map(re.escape, parts)), path):
+            found |= {method.upper() for method in operations}
+    return sorted(found)
 
 
 def invalid_request(error: RequestValidationError) -> ApiError:

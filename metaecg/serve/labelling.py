@@ -3,6 +3,7 @@
 import numpy as np
 
 from metaecg.serve.predicting import judged_by
+from metaecg.serve.proposals import propose
 from metaecg.serve.recordings import Judged, inputs_of, open_recording, positive_column
 from metaecg.serve.segment_probabilities import default_rhythm_of
 from metaecg.serve.state import Services
@@ -21,8 +22,6 @@ def proposals_for(
     list of dict
         The fields of `metaecg.serve.schemas_recordings.Proposal`.
     """
-    from metaecg.serve.proposals import propose
-
     base, where = services.base, (org_id, subject_id, recording_id)
     opened = open_recording(services.store, services.segmentation, *where)
     adapter = services.detectors.get(org_id, subject_id)
@@ -31,7 +30,7 @@ def proposals_for(
     rows = candidates(judged, positive_column(base), labels)
     segments, inputs = inputs_of(services.segmentation, opened, judged.index[rows].tolist())
     rows = np.searchsorted(judged.index, segments.index)
-    chosen = propose(inputs, segments, labels, judged.probability[rows], n)
+    chosen = propose(inputs, segments, labels, judged.probability[rows], n, classes=base.classes)
     return [_described(base, judged, index, reason) for index, reason in chosen]
 
 

@@ -165,6 +165,20 @@ def test_a_label_that_cannot_be_is_refused_and_none_of_its_request_is_kept(
     assert app.client.get(f"{recording}/labels").json() == {"labels": {}}
 
 
+def test_proposals_are_unlabelled_segments_with_a_reason(app, patient):
+    recording = uploaded(app, patient, **small_recording(gap=slice(250, 251)))
+    app.client.put(f"{recording}/labels", json={"labels": {str(i): "va" for i in range(3, 33)}})
+    found = app.client.get(f"{recording}/proposals?n=6").json()["proposals"]
+    indices = [proposal["index"] for proposal in found]
+    assert len(set(indices)) == 6 and not {2, *range(3, 33)} & set(indices)
+    told = app.client.get(f"{recording}/predictions?rhythm=none").json()
+    probability = dict(zip(told["index"], told["probability"], strict=True))
+    for proposal in found:
+        assert proposal["reason"] and proposal["start_s"] == proposal["index"]
+        assert proposal["probability"]["va"] == pytest.approx(probability[proposal["index"]])
+        assert sum(proposal["probability"].values()) == pytest.approx(1)
+
+
 def test_predictions_equal_those_of_the_base_and_of_the_personal_detector(app, patient):
     base = app.services.base
     recording = uploaded(app, patient)
