@@ -1,8 +1,11 @@
-"""Low-rank layers as one layer with the sum of their weights, where no gradient is wanted.
+"""Low-rank layers as one layer with the sum of their weights.
 
 PEFT computes ``W x + s B (A x)``: beside the result two more maps of its size are alive for a
 moment. ``(W + s B A) x`` is the same without them, and one matrix product of the weights' size
 takes the place of two convolutions of the windows.
+
+With gradients the sum needs that of the whole weight, and the products of A and B with it are small.
+That is the faster way for small layers: six convolutions of the windows become three.
 """
 
 from collections.abc import Iterator
@@ -12,9 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+MAX_WITH_GRADIENT = 2**16
+"""Weights of a layer, at most, that is summed where gradients are wanted: the gradient of a larger
+one takes memory that the low rank is there to save. Those of va-base and veb-base have 12,288."""
+
 
 @contextmanager
-def summed_weights(network: nn.Module) -> Iterator[None]:
+def summed_weights(network: nn.Module, *, with_gradient: bool = False) -> Iterator[None]:
     """Let every LoRA layer of `network` that no gradient passes act through the sum of its weights.
 
     No weight is changed: the sum is made when the layer is called and dropped after it. The
@@ -27,11 +34,13 @@ def summed_weights(network: nn.Module) -> Iterator[None]:
     ----------
     network
         Of `metaecg.adapt.methods.prepare_network`, or any other; as before after the block.
+    with_gradient
+        Also where gradients are wanted, in layers of at most `MAX_WITH_GRADIENT` weights.
     """
     layers = _low_rank_layers(network)
     try:
         for layer in layers:
-            layer.forward = _summing(layer, layer.forward)
+            layer.forward = _summing(layer, layer.forward, with_gradient)
         yield
     finally:
         for layer in layers:
@@ -46,11 +55,13 @@ def _low_rank_layers(network: nn.Module) -> list[nn.Module]:
     return [m for m in network.modules() if type(m) in (lora.Linear, lora.Conv1d)]
 
 
-def _summing(layer: nn.Module, otherwise):
+def _summing(layer: nn.Module, otherwise, with_gradient: bool):
     """Return the forward pass of a layer through the sum; `otherwise` where that can't be."""
+    is_small = layer.get_base_layer().weight.numel() <= MAX_WITH_GRADIENT
 
     def forward(x: Tensor, *args, **kwargs) -> Tensor:
-        if args or kwargs or not _is_plain(layer) or _needs_gradient(layer, x):
+        is_left = not (with_gradient and is_small) and _needs_gradient(layer, x)
+        if args or kwargs or is_left or not _is_plain(layer):
             return otherwise(x, *args, **kwargs)
         base, (adapter,) = layer.get_base_layer(), layer.active_adapters
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight

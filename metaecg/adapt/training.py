@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metaecg.adapt.methods import trained_parameters
+from metaecg.adapt.summed_weights import summed_weights
 from metaecg.errors import AdaptationError
 from metaecg.seeding import borrowed_torch_stream
 
@@ -76,7 +77,8 @@ def fine_tune(
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     batches = _batches(len(y), batch_size, generator)
     losses = []
-    with training_mode(network, dropout=dropout, generator=generator):
+    mode = training_mode(network, dropout=dropout, generator=generator)
+    with mode, summed_weights(network, with_gradient=True):
         for step in range(n_steps):
             chosen = next(batches).to(x.device)
             optimizer.zero_grad()

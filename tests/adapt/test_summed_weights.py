@@ -83,6 +83,36 @@ def test_where_a_gradient_is_wanted_peft_computes_it():
             assert torch.equal(found.grad, expected.grad), name
 
 
+def gradients_of(network, **options):
+    """Return the gradients of what is trained, computed through the sums if they may be."""
+    network.zero_grad()
+    with summed_weights(network, **options):
+        nn.functional.cross_entropy(network(X), torch.arange(16) % 2).backward()
+    return {n: p.grad.clone() for n, p in network.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("method", ["lora", "h-tuning"])
+def test_gradients_through_the_sum_are_those_of_peft(method):
+    network = prepared(method)
+    called = calls_of_peft(network)
+    expected = gradients_of(network)
+    assert len(called) == 2
+    found = gradients_of(network, with_gradient=True)
+    assert len(called) == 2
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0
+        assert torch.allclose(found[name], gradient, rtol=1e-10, atol=1e-14), name
+
+
+def test_a_large_layer_is_left_to_peft_where_a_gradient_is_wanted(monkeypatch):
+    monkeypatch.setattr("metaecg.adapt.summed_weights.MAX_WITH_GRADIENT", 8 * 8)
+    network = prepared()
+    called = calls_of_peft(network)
+    gradients_of(network, with_gradient=True)
+    assert [name for name in called if "conv" in name] == called and len(called) == 1
+
+
 def test_the_layers_before_the_first_gradient_are_summed():
     network = prepared()
     for name, parameter in network.named_parameters():
