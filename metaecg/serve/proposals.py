@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from metaecg.errors import DataError
 from metaecg.serve.segments import Segments
@@ -18,9 +19,10 @@ N_SHOTS = 10
 N_COMPONENTS = 8
 N_KINDS = 12
 """Kinds of segment that a recording is divided into, and one more for every proposal."""
+LEAST_OF_A_KIND = 3
 APART_S = 20.0
-"""Proposals are at least so far apart, and from labelled segments, where the recording has room: what is
-next to a label looks like it."""
+"""What is proposed as uncertain or as probably of a class is at least so far from labelled segments and
+other proposals, where the recording has room: what is next to a label looks like it."""
 N_BANDS = 16
 MAX_HZ_OF_BANDS = 0.2
 """Bands of equal width up to this part of the sampling rate say what a window looks like."""
@@ -113,14 +115,14 @@ def _next(chooser: "_Chooser", kind: int, told: np.ndarray, probability: np.ndar
 
 
 class _Chooser:
-    """Takes rows one by one, each far from labels and from those taken before."""
+    """Takes rows one by one: open ones, far in time or in kind from labels and from those taken."""
 
     def __init__(self, inputs, segments: Segments, is_open, probability, n: int) -> None:
         self._time_s = segments.start_s
         self._is_open = is_open.copy()
         self._taken_s = self._time_s[~is_open].tolist()
         span_s = float(np.ptp(self._time_s)) if len(segments) else 0.0
-        self._apart_s = min(APART_S, span_s / (4 * n))
+        self._apart_s = min(APART_S, span_s / (4 * (n + len(self._taken_s))))
         self._features = segment_features(inputs)
         self._kind = _kinds(self._features, N_KINDS + n)
         self._has_label = np.zeros(self._kind.max() + 1, dtype=bool)
@@ -135,15 +137,23 @@ class _Chooser:
         return self._take(int(np.argmax(np.where(allowed, score, -np.inf))))
 
     def of_another_kind(self) -> int | None:
-        """Take the middle of the largest kind without a label; ``None`` if all have one."""
+        """Take the middle of the kind that is least like all labelled and taken segments.
+
+        Kinds of a few segments, artefacts mostly, come last; ``None`` if every kind has a label.
+        """
         sizes = np.bincount(self._kind[self._is_open], minlength=len(self._has_label))
         sizes = np.where(self._has_label, 0, sizes)
         if not sizes.any():
             return None
-        inside = self._kind == int(np.argmax(sizes))
-        centre = self._features[inside].mean(axis=0)
-        away = ((self._features - centre) ** 2).sum(axis=1)
-        return self._take(int(np.argmin(np.where(inside & self._is_open, away, np.inf))))
+        large = np.flatnonzero(sizes >= min(LEAST_OF_A_KIND, sizes.max()))
+        centres = np.stack([self._features[self._kind == k].mean(axis=0) for k in large])
+        known = self._features[~self._is_open]
+        # The first of all is the usual kind.
+        score = sizes[large] if not len(known) else cdist(centres, known).min(axis=1)
+        best = int(np.argmax(score))
+        away = ((self._features - centres[best]) ** 2).sum(axis=1)
+        inside = (self._kind == large[best]) & self._is_open
+        return self._take(int(np.argmin(np.where(inside, away, np.inf))))
 
     def _is_far(self) -> np.ndarray:
         if not self._taken_s:
@@ -182,8 +192,8 @@ def segment_features(inputs: np.ndarray) -> np.ndarray:
     flat = _spectra(inputs[:, 0]) if inputs.shape[1] == 1 else inputs.reshape(len(inputs), -1)
     flat = flat - flat.mean(axis=0)
     n_components = min(N_COMPONENTS, *flat.shape)
-    if len(flat) < 2:
-        return flat[:, :n_components]
+    if flat.std() < 1e-9:  # one segment, or all alike
+        return np.zeros((len(flat), n_components))
     return PCA(n_components, svd_solver="full").fit_transform(flat)
 
 
