@@ -219,6 +219,14 @@ def test_a_postgresql_that_stops_is_unavailable_and_is_used_again_when_it_is_bac
     assert store.create_patient(org_id, "s-2").subject_id == "s-2"
 
 
+def test_a_postgresql_that_restarts_between_two_calls_is_not_even_noticed(own_server):
+    server, store = own_server
+    org_id = store.create_org("clinic").org_id
+    server.stop()
+    server.ensure_postgres_running()
+    assert store.create_patient(org_id, "s-1").subject_id == "s-1"
+
+
 def test_a_postgresql_that_stops_in_the_middle_of_a_write_leaves_nothing_half(own_server):
     server, store = own_server
     org_id = store.create_org("clinic").org_id
