@@ -142,29 +142,31 @@ function drawNumbers(pen, { view, lane, model }, first, last, height) {
   }
 }
 
-/** Far out: per pixel the highest probability, and whether anything in it is called positive. */
+/** Far out: per pixel the mean probability, and whether anything in it is called positive. A single
+ * positive segment of a day is still a hatched line from top to bottom. */
 function drawColumns(pen, { view, lane }, first, last, width, height) {
-  const most = new Float32Array(Math.ceil(width) + 1);
-  const isPositive = new Uint8Array(most.length);
+  const sum = new Float32Array(Math.ceil(width) + 1);
+  const count = new Uint16Array(sum.length);
+  const isPositive = new Uint8Array(sum.length);
   for (let place = first; place < last; place += 1) {
     const from = Math.max(0, Math.floor(view.xOf(lane.startS[place])));
-    const to = Math.min(most.length - 1, Math.max(from, Math.ceil(view.xOf(lane.stopS[place])) - 1));
+    const to = Math.min(sum.length - 1, Math.max(from, Math.ceil(view.xOf(lane.stopS[place])) - 1));
     for (let x = from; x <= to; x += 1) {
-      most[x] = Math.max(most[x], lane.probability[place]);
+      sum[x] += lane.probability[place];
+      count[x] += 1;
       isPositive[x] |= lane.isPositive(place) ? 1 : 0;
     }
   }
-  pen.fillStyle = colours["trace-far"];
-  most.forEach((value, x) => {
-    if (!isPositive[x]) pen.fillRect(x, height * (1 - value), 1, height * value);
-  });
-  for (let x = 0; x < most.length; x += 1) {
-    if (!isPositive[x]) continue;
-    pen.fillStyle = colours["positive-soft"];
-    pen.fillRect(x, 0, 1, height);
-    pen.fillStyle = hatch(pen, colours.positive);
-    pen.fillRect(x, 0, 1, height);
-    pen.fillStyle = colours.positive;
-    pen.fillRect(x, height * (1 - most[x]), 1, height * most[x]);
+  for (let x = 0; x < sum.length; x += 1) {
+    if (!count[x]) continue;
+    const tall = (height * sum[x]) / count[x];
+    if (isPositive[x]) {
+      pen.fillStyle = colours["positive-soft"];
+      pen.fillRect(x, 0, 1, height);
+      pen.fillStyle = hatch(pen, colours.positive);
+      pen.fillRect(x, 0, 1, height);
+    }
+    pen.fillStyle = isPositive[x] ? colours.positive : colours["trace-far"];
+    pen.fillRect(x, height - tall, 1, tall);
   }
 }

@@ -12,6 +12,7 @@ const TICKS = [0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600
 const LEAST_FINE_PX = 3;
 const LEAST_TICK_PX = 84;
 const LEAST_WORDS_PX = 100;
+const LEAST_NEAR_SCALE = 24; // pixels per second; further out beats run into a band
 
 /** scene: {view, tiles, gain, middleMv, lane, marked: {start_s, stop_s} | null}. */
 export function drawSignal(canvas, scene) {
@@ -137,8 +138,9 @@ function drawTile(pen, view, tile, yOf, area) {
     if (isEnvelope) pen.lineTo(x, yOf(high[n]));
     isOpen = true;
   }
-  pen.strokeStyle = isEnvelope ? colours["trace-far"] : colours.trace;
-  pen.lineWidth = isEnvelope ? 1 : 1.3;
+  const isNear = view.scale >= LEAST_NEAR_SCALE;
+  pen.strokeStyle = isNear ? colours.trace : colours["trace-far"];
+  pen.lineWidth = isNear ? 1.3 : 1;
   pen.lineJoin = "round";
   pen.stroke();
   pen.restore();

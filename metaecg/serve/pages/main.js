@@ -14,6 +14,7 @@ import { Versions } from "./versions.js";
 import { byId } from "./words.js";
 
 const KEPT_PLACE = "metaecg-place";
+const LIST_LATER_MS = 1500; // the numbers in the list of patients may follow the labels a bit later
 
 /** What all parts know of: the server, its model, and what is open. */
 const session = {
@@ -36,9 +37,15 @@ const session = {
   },
 };
 
+let later = 0;
 const showKeys = () => showHelp(helpRows(session.model?.classes ?? []));
 const reader = new Reader(session, {
-  onCounts: (counts, path) => session.patient && path.startsWith(`${session.patientPath}/`) && personalize.drawCounts(counts),
+  onCounts: (counts, path) => {
+    if (!session.patient || !path.startsWith(`${session.patientPath}/`)) return;
+    personalize.drawCounts(counts);
+    clearTimeout(later);
+    later = setTimeout(() => attempt(() => patients.refresh()), LIST_LATER_MS);
+  },
   onHelp: showKeys,
 });
 const proposals = new Proposals(session, {

@@ -2,7 +2,7 @@
 
 import { confirmed } from "./dialogs.js";
 import { attempt, say } from "./messages.js";
-import { byId, make, many, span, trim } from "./words.js";
+import { byId, make, many, refill, span, trim } from "./words.js";
 
 const PAGE = 100;
 
@@ -41,7 +41,7 @@ export class Patients {
 
   #drawPatients() {
     const patients = [...this.#shown.values()];
-    byId("patients").replaceChildren(...patients.map((patient) => this.#patientRow(patient)));
+    refill(byId("patients"), patients.map((patient) => this.#patientRow(patient)));
     byId("patients-empty").hidden = patients.length > 0;
     byId("patients-more").hidden = !this.#next;
   }
@@ -50,7 +50,8 @@ export class Patients {
     const isOpen = patient.subject_id === this.#session.patient?.subject_id;
     const version = patient.active_version ? `version ${patient.active_version}` : "base";
     const facts = `${many(patient.n_recordings, "recording")}, ${many(patient.n_labels, "label")}, ${version}`;
-    const button = make("button", { type: "button", "aria-current": isOpen, onClick: () => attempt(() => this.open(patient.subject_id)) });
+    const onClick = () => attempt(() => this.#read(this.open(patient.subject_id)));
+    const button = make("button", { type: "button", "data-key": patient.subject_id, "aria-current": isOpen, onClick });
     button.append(patient.subject_id, make("small", { text: facts }));
     return make("li", {}, button);
   }
@@ -102,7 +103,7 @@ export class Patients {
   }
 
   #drawRecordings() {
-    byId("recordings").replaceChildren(...this.#recordings.map((one) => this.#recordingRow(one)));
+    refill(byId("recordings"), this.#recordings.map((one) => this.#recordingRow(one)));
     byId("recordings-empty").hidden = this.#recordings.length > 0;
     byId("recording-delete").hidden = !this.#session.recording;
   }
@@ -110,9 +111,16 @@ export class Patients {
   #recordingRow(recording) {
     const isOpen = recording.recording_id === this.#session.recording?.recording_id;
     const facts = `${span(recording.duration_s)}, ${trim(recording.fs_hz)} Hz, lead ${leadName(recording)}`;
-    const button = make("button", { type: "button", "aria-current": isOpen, onClick: () => attempt(() => this.openRecording(recording)) });
+    const onClick = () => attempt(() => this.#read(this.openRecording(recording)));
+    const button = make("button", { type: "button", "data-key": recording.recording_id, "aria-current": isOpen, onClick });
     button.append(recordingName(recording), make("small", { text: facts }));
     return make("li", {}, button);
+  }
+
+  /** Who opens a recording wants to read it: the keys work at once. */
+  async #read(opening) {
+    await opening;
+    if (this.#session.recording) byId("strip").focus();
   }
 
   async openRecording(recording) {

@@ -30,7 +30,7 @@ export class Lane {
 
   /** Return the places [first, last) of the segments that reach into a span of time. */
   range(startS, stopS) {
-    const first = lowerBound(this.stopS, startS);
+    const first = lowerBound(this.stopS, startS + 1e-9); // one that ends there reaches no further
     return [first, Math.max(first, lowerBound(this.startS, stopS))];
   }
 

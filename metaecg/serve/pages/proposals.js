@@ -1,7 +1,7 @@
 /** What the library proposes to label next, one after the other. */
 
 import { attempt, say } from "./messages.js";
-import { byId, clock, make } from "./words.js";
+import { byId, clock, make, refill } from "./words.js";
 
 const ASKED = 10;
 
@@ -81,7 +81,7 @@ export class Proposals {
   draw() {
     const { model } = this.#session;
     const nOpen = this.#open().length;
-    byId("proposals").replaceChildren(...this.#list.map((one, place) => this.#row(one, place)));
+    refill(byId("proposals"), this.#list.map((one, place) => this.#row(one, place)));
     byId("proposals-empty").textContent = this.#list.length
       ? `${nOpen} of ${this.#list.length} proposals without a label. N goes to the next.`
       : `Label with ${model?.classes.map((_, n) => n + 1).join(" or ")}, or let the library propose what tells it most.`;
@@ -92,7 +92,11 @@ export class Proposals {
     const label = this.#hooks.labelOf(one.index);
     const p = one.probability[model.positive];
     const text = `${clock(one.start_s, 1)} · ${word} ${one.index} · ${label ? `labelled ${label}` : `${model.positive} ${p.toFixed(2)}`}`;
-    const button = make("button", { type: "button", onClick: () => this.#show(one), "aria-current": place === this.#place });
+    const onClick = () => {
+      this.#show(one);
+      byId("strip").focus(); // where the keys of the classes work
+    };
+    const button = make("button", { type: "button", "data-key": one.index, "aria-current": place === this.#place, onClick });
     button.append(text, make("small", { text: one.reason }));
     return make("li", {}, button);
   }

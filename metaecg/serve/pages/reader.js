@@ -18,6 +18,9 @@ import { byId, capital, clock, make, many, secondsOf } from "./words.js";
 const MOST_SEGMENTS_S = 1200; // further out single segments are too narrow to be drawn
 const SCREEN = 0.9;
 
+/** Pixels of the screen per pixel of the page; beyond two nobody sees the difference. */
+const finePixels = () => Math.min(2, window.devicePixelRatio || 1);
+
 export class Reader {
   view = new View(() => this.paint());
   overview = new Overview(this.view);
@@ -111,7 +114,7 @@ export class Reader {
       onSaved: (left) => {
         byId("saved-line").textContent = left ? `Saving ${many(left, "label")}…` : "All labels are saved.";
       },
-      onRefused: (error) => complain(`The last labels were not saved: ${error.message}`),
+      onRefused: (error) => complain(`The last labels were not saved: ${error.message}`, "labels"),
     });
     return labels;
   }
@@ -299,7 +302,7 @@ export class Reader {
     const segments = isNear ? this.#segments.between(view.startS, view.stopS) : this.#labelledFar();
     const labelOf = (index) => this.labels.get(index);
     const grid = drawSignal(byId("signal-canvas"), {
-      view, marked, tiles: this.#tiles.between(view.startS, view.stopS, view.scale), gain: this.#gain,
+      view, marked, tiles: this.#tiles.between(view.startS, view.stopS, view.scale * finePixels()), gain: this.#gain,
       middleMv: this.overview.middleMv, lane: this.comparison.main,
     });
     drawLabels(byId("label-canvas"), { view, segments, labelOf, marked, proposed: this.proposals.indices, model });

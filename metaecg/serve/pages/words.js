@@ -65,6 +65,13 @@ export function make(tag, { text, onClick, ...attributes } = {}, ...children) {
   return element;
 }
 
+/** Put new rows into a list; the focus stays on the button with the same data-key. */
+export function refill(list, rows) {
+  const key = list.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  list.replaceChildren(...rows);
+  if (key) list.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
+}
+
 /** Fill a select with [value, text] pairs and choose one. */
 export function fillSelect(select, pairs, chosen) {
   select.replaceChildren(...pairs.map(([value, text]) => make("option", { value, text })));
