@@ -44,6 +44,9 @@ def mixed(bench: Bench) -> list[dict]:
         [sys.executable, str(script), "--json", str(found)], check=True, stdout=sys.stderr
     )
     rows = [json.loads(line) for line in found.read_text().splitlines()]
+    for row in rows:
+        if row.pop("summary", False):  # of that file; this one's summary is its own last row
+            row["what"] = "summary"
     return [{"part": "mixed", **row} for row in rows]
 
 

@@ -1,5 +1,8 @@
 """The client against a real server process: the same numbers as the library in this process."""
 
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -294,3 +297,24 @@ def test_the_example_runs_from_upload_to_deletion(server, client):
     assert "version 1: 0 of 78 windows wrong" in done.stdout
     assert "deleted" in done.stdout
     assert "example-1" not in [patient.subject_id for patient in client.patients()]
+
+
+def test_the_commands_of_the_page_work_as_they_stand(server, tmp_path):
+    missing = [name for name in ("bash", "curl", "jq") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"not on this machine: {', '.join(missing)}")
+    page = (ROOT / "docs" / "serve.md").read_text()
+    (commands,) = re.findall(r"```sh\n(.*?)\n```", page, flags=re.S)
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    told = {"URL": server.url, "TOKEN": server.token, "PATH": places}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=tmp_path,
+        env={**os.environ, **told},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"version": 1' in done.stdout
+    assert '"peak_probability"' in done.stdout

@@ -1,14 +1,17 @@
 """The server benchmark: its patients, its arithmetic, and all of its parts on a few patients."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import serve_bench
+import serve_bench_tables
 from serve_bench_parts import PARTS, Bench
 from serve_bench_patients import expected_probability
 from serve_bench_server import growth
 
+ROOT = Path(__file__).parents[2]
 SUMMARY = [
     "summary",
     "personalize_p50_s",
@@ -93,6 +96,9 @@ def test_the_examples_have_ten_windows_of_either_class(bench):
 def test_personalizations_through_the_server_are_the_librarys(bench):
     server, fit, library = PARTS["personalize"](bench)
     assert (server["n"], fit["n"], library["n"]) == (2, 2, 2)
+    assert "| library: Personalizer.fit_record alone | 2 |" in serve_bench_tables.markdown(
+        [library]
+    )
     assert server["p50_s"] >= fit["p50_s"] > 0
     assert server["largest_difference_of_probability"] < 1e-4  # thirty steps of rounding
 
@@ -102,6 +108,7 @@ def test_requests_are_answered_as_the_library_would_also_by_the_peer(bench):
     assert rows[0]["what"] == "server"
     assert rows[-1]["what"].startswith("peer")
     assert [row["n_failed"] for row in rows] == [0] * len(rows)
+    assert serve_bench_tables.requests_table(rows).count("\n") == len(rows) + 1
     assert rows[0]["largest_difference_of_probability"] < 1e-5
 
 
@@ -110,12 +117,14 @@ def test_a_soak_has_lives_beside_the_load_and_memory_each_second(bench):
     assert row["n_failed"] == 0
     assert row["n_lives"] >= 1
     assert row["rss_max_bytes"] >= row["rss_late_bytes"] > 0
+    assert serve_bench_tables.soak_table([row]).count("\n") == 2
 
 
 def test_starts_are_timed_with_an_empty_and_with_a_full_store(bench):
     empty, full = PARTS["start"](bench)
     assert (empty["n_stored"], full["n_stored"]) == (0, 12)
     assert full["rss_after_all_bytes"] > 0
+    assert serve_bench_tables.start_table([empty, full]).splitlines()[2].startswith("| 0 | 1 MiB |")
     assert full["stored_adapter_bytes"] > 12 * 1000
 
 
@@ -129,3 +138,11 @@ def test_the_command_writes_a_row_per_line_and_the_summary_last(monkeypatch, tmp
     assert list(written[-1]) == SUMMARY
     assert written[-1]["soak_rss_growth_bytes"] == 5
     assert capsys.readouterr().out == target.read_text()
+
+
+def test_the_page_has_the_tables_of_the_committed_figures():
+    committed = ROOT / "experiments" / "results" / "serve.json"
+    if not committed.exists():
+        pytest.skip("experiments/results/serve.json is not there: the page shows no figures")
+    rows = [json.loads(line) for line in committed.read_text().splitlines()]
+    assert serve_bench_tables.markdown(rows) in (ROOT / "docs" / "results" / "serve.md").read_text()
