@@ -178,6 +178,6 @@ def absurd_facts(upload: Upload, rng: np.random.Generator) -> Upload:
         {"lead_names": ("../../etc/passwd",)}, {"lead_names": ("x" * 10000,)},
         {"lead_names": tuple(str(i) for i in range(5000))}, {"lead_names": (7,)},
         {"lead": -1}, {"lead": 10**30}, {"lead": True}, {"lead": "0"}, {"lead": 0.0},
-        {"name": "a\nb"}, {"name": "x" * 10000}, {"name": "\0"},
+        {"fs_hz": 1e-9}, {"name": "a\nb"}, {"name": "x" * 10000}, {"name": "\0"},
     )  # fmt: skip
     return replace(upload, facts={**upload.facts, **pick(rng, absurd)})

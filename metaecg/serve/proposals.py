@@ -212,6 +212,8 @@ def _kinds(features: np.ndarray, n_kinds: int) -> np.ndarray:
     """Return which kind each row is of, 0 to at most ``n_kinds - 1``."""
     from sklearn.cluster import KMeans
 
+    # Rounded, for rows that differ by rounding alone are of one kind.
+    features = np.round(features / max(float(features.std()), 1e-9), 6)
     n_kinds = min(n_kinds, len(np.unique(features, axis=0)))
     return KMeans(n_kinds, n_init=1, random_state=0).fit_predict(features)
 

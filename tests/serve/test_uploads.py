@@ -261,6 +261,12 @@ def test_the_private_folder_is_gone_afterwards(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_can_t_be_written_is_no_fault_of_the_upload(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError):
+        parsed(as_wfdb(made()))
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_memory_is_a_small_multiple_of_the_upload(format):
     rng = np.random.default_rng(0)
