@@ -137,7 +137,7 @@ def _unauthorized() -> ApiError:
     )
 
 
-def org_of(request: Request, _: Annotated[object, Depends(bearer)]) -> int:
+async def org_of(request: Request, _: Annotated[object, Depends(bearer)]) -> int:
     """Return the organisation that the token belongs to, as `TokenDoor` found it."""
     return request.state.org_id
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,7 +89,7 @@ class Segmentation(ABC):
     def check_rate(self, fs_hz: float) -> None:
         """Raise DataError if recordings at this sampling rate can't be brought to the base's."""
         try:
-            filter_segment(np.zeros((1, 1)), start=0, fs_hz=fs_hz, preprocessing=self.preprocessing)
+            _try_filter(fs_hz, self.preprocessing)
         except (ValueError, ZeroDivisionError, OverflowError) as error:
             if isinstance(error, DataError):
                 raise
@@ -290,6 +291,11 @@ def segmentation_of(base: "BaseModel") -> Segmentation:
             "judged. Serve a base of one lead, such as va-base."
         )
     return WindowSegmentation(base.preprocessing)
+
+
+@lru_cache(maxsize=64)  # a request with a single window would spend half its time here
+def _try_filter(fs_hz: float, preprocessing: Preprocessing) -> None:
+    filter_segment(np.zeros((1, 1)), start=0, fs_hz=fs_hz, preprocessing=preprocessing)
 
 
 def _record(signal_mv: np.ndarray, fs_hz: float) -> Record:

@@ -123,7 +123,7 @@ def without_values(error: BaseException) -> tuple:
     )
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
     """Return the services of the app that a request came to."""
     return request.app.state.services
 
