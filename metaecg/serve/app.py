@@ -15,7 +15,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -25,6 +25,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from metaecg import __version__
+from metaecg.checks import did_you_mean
 from metaecg.errors import MetaECGError
 from metaecg.serve import (
     routes_detectors,
@@ -124,12 +125,27 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
             "max_part_size": 65536,
         },
         generate_unique_id_function=_operation_id,
+        dependencies=[Depends(refuse_unknown_query)],
     )
     app.state.services = services
     for router in ROUTERS:
         app.include_router(router)
     _handle_errors(app, services)
     return app
+
+
+async def refuse_unknown_query(request: Request) -> None:
+    """Refuse a parameter that an endpoint doesn't know: a misspelt one would change nothing, unseen."""
+    if not request.url.query or not request.url.path.startswith("/v1/"):
+        return
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    unknown = sorted(set(request.query_params) - known)
+    if unknown:
+        raise ApiError(
+            "invalid",
+            f"the address has the parameter {unknown[0][:40]!r}, which isn't known here; expected "
+            f"{did_you_mean(unknown[0], known) if known else 'none.'}",
+        )
 
 
 class Secured:

@@ -64,7 +64,7 @@ def metrics(services: Parts) -> Response:
     return Response(services.metrics.text(counts), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/v1/model", tags=["server"], responses=problems(401, 413, 415))
+@router.get("/v1/model", tags=["server"], responses=problems(401, 413, 415, 422))
 def get_model(org_id: OrgId, services: Parts) -> ModelFacts:
     """Look at the base model and at what it allows."""
     base, settings = services.base, services.settings

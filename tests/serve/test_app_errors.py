@@ -102,6 +102,14 @@ def test_unknown_addresses_and_methods_have_the_same_form_of_answer(app):
     assert set(method.headers["Allow"].replace(" ", "").split(",")) >= {"GET", "POST"}
 
 
+def test_a_parameter_that_is_misspelt_is_refused_with_the_nearest_name(app):
+    answer = app.client.get("/v1/patients?limmit=3")
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert "'limmit'" in answer.json()["message"] and "Did you mean 'limit'" in answer.text
+    assert app.client.get("/v1/model?x=1").status_code == 422
+    assert app.client.get("/?x=1").status_code == 200
+
+
 def test_what_is_no_json_and_what_is_no_form_is_invalid(app):
     headers = {"Content-Type": "application/json"}
     for text in (b"{", b"", b"[]", b"\xff", b"null", b"1"):
