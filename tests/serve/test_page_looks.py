@@ -85,7 +85,7 @@ def server(tmp_path_factory, browser):
         yield found
 
 
-@pytest.fixture(params=["light", "dark"])
+@pytest.fixture(scope="module", params=["light", "dark"])
 def themed(request, browser, server):
     """The page with the known patient open, in one theme."""
     with opened_page(browser, server, color_scheme=request.param) as page:
@@ -108,7 +108,9 @@ def test_all_text_has_enough_contrast(themed):
 def test_the_text_of_every_dialog_has_enough_contrast(themed, opener):
     themed.click(opener)
     assert themed.locator("dialog[open]").count() == 1
-    assert too_faint(themed.evaluate(CONTRASTS), LEAST_CONTRAST) == {}
+    found = themed.evaluate(CONTRASTS)
+    press(themed, "Escape")
+    assert too_faint(found, LEAST_CONTRAST) == {}
 
 
 def test_what_the_canvases_draw_has_enough_contrast(themed):

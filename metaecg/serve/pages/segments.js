@@ -1,7 +1,7 @@
 /** The segments of a recording, windows or beats, fetched in blocks of time as they are needed. */
 
 const BLOCK_S = 300;
-const KEPT = 96;
+const KEPT = 48;
 const PAGE = 1000;
 
 export class Segments {
