@@ -55,6 +55,7 @@ class JobWorkers:
         self._stop = threading.Event()
         self._wake = threading.Condition()
         self._n_told = 0
+        self._running: set[str] = set()
         self._cancelled: set[str] = set()
         self._threads: list[threading.Thread] = []
         self._looked_for_lost = -float("inf")
@@ -87,8 +88,9 @@ class JobWorkers:
             self._wake.notify_all()
 
     def cancel(self, job_id: str) -> None:
-        """Tell the thread that runs a job to end at its next step."""
-        self._cancelled.add(job_id)
+        """Tell the thread that runs a job to end at its next step; other servers ask the store."""
+        if job_id in self._running:
+            self._cancelled.add(job_id)
 
     def _run(self) -> None:
         # PEFT takes seconds to import: the first patient shouldn't wait for it, nor the start.
@@ -98,7 +100,7 @@ class JobWorkers:
         while not self._stop.is_set():
             n_told = self._n_told
             try:
-                self._requeue_lost()
+                self._look_after()
                 claimed = self.services.store.claim_job()
             except MetaECGError as error:
                 LOG.warning("no job can be claimed: %s", error)
@@ -118,13 +120,15 @@ class JobWorkers:
                 timeout=self.services.settings.job_poll_s,
             )
 
-    def _requeue_lost(self) -> None:
+    def _look_after(self) -> None:
+        """Queue lost jobs again and forget streams that nobody feeds, from time to time."""
         settings = self.services.settings
         with self._looking:
             now = time.monotonic()
             if now - self._looked_for_lost < min(settings.job_lost_s / 3, 10):
                 return
             self._looked_for_lost = now
+        self.services.store.delete_old_streams(3600 * settings.stream_hours)
         n_requeued = self.services.store.requeue_lost_jobs(settings.job_lost_s)
         if n_requeued:
             self.services.metrics.requeued.inc(n_requeued)
@@ -132,6 +136,7 @@ class JobWorkers:
 
     def _work(self, org_id: int, job: Job) -> None:
         begin = time.perf_counter()
+        self._running.add(job.job_id)
         watch = _Watch(self.services, job, self._stop, self._cancelled)
         try:
             with watch:
@@ -146,6 +151,7 @@ class JobWorkers:
             LOG.error("ending a job met a bug", exc_info=without_values(error))
             state = "lost"
         finally:
+            self._running.discard(job.job_id)
             self._cancelled.discard(job.job_id)
         self.services.metrics.jobs.labels(state).inc()
         self.services.metrics.fit_seconds.observe(time.perf_counter() - begin)
@@ -220,10 +226,13 @@ class _Watch:
 
     def _tell(self) -> None:
         self._told_at = time.monotonic()
-        if self._store.is_cancelled(self._job.job_id):
-            # Cancelled through another server, or gone; `finish_job` tells which.
-            raise _Cancelled
-        self._store.update_job(self._job.job_id, progress=self._progress)
+        try:
+            if self._store.is_cancelled(self._job.job_id):
+                # Cancelled through another server, or gone; `finish_job` tells which.
+                raise _Cancelled
+            self._store.update_job(self._job.job_id, progress=self._progress)
+        except StoreUnavailableError as error:
+            LOG.warning("a job's progress can't be written: %s", error)
 
     def _beat(self) -> None:
         while not self._over.wait(self._beat_s):

@@ -70,7 +70,7 @@ def get_model(org_id: OrgId, services: Parts) -> ModelFacts:
     base, settings = services.base, services.settings
     rhythms = rhythms_of(base)
     return ModelFacts(
-        name=settings.model,
+        name=Path(settings.model).name,  # where a folder lies on the server is nobody's business
         kind=services.segmentation.kind,
         classes=list(base.classes),
         positive=positive_class(base),

@@ -94,7 +94,9 @@ class Limits(Strict):
 class ModelFacts(Strict):
     """The base model that every patient's detector starts from."""
 
-    name: str = Field(description="Published name or folder.", examples=["va-base"])
+    name: str = Field(
+        description="Name of a published base, or of its folder.", examples=["va-base"]
+    )
     kind: str = Field(description="What is judged: windows or beats.", examples=["windows"])
     classes: list[str] = Field(description="Class names.", examples=[["other", "va"]])
     positive: str = Field(description="The class that probabilities are of.", examples=["va"])

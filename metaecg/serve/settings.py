@@ -54,6 +54,12 @@ class Settings(BaseModel):
     max_wait_ms: float = Field(
         1, ge=0, description="milliseconds that a window may wait for others"
     )
+    long_workers: int = Field(
+        2, ge=1, description="uploads and predictions of whole recordings at once"
+    )
+    stream_hours: float = Field(
+        24, gt=0, description="hours without a chunk after which a live stream is forgotten"
+    )
     torch_threads: int = Field(1, ge=1, description="threads of each torch computation")
     memory_of_tokens_s: float = Field(
         5, ge=0, description="seconds that a token, and which detector is active, are remembered"

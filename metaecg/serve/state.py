@@ -44,12 +44,12 @@ class Services:
     worker: Any = None
     """Runs the jobs; see `metaecg.serve.jobs`."""
     heavy: anyio.CapacityLimiter | None = None
-    """Lets one long computation over a whole recording run at a time."""
+    """Lets only so many long computations over whole recordings run at a time."""
 
     async def heavily(self, work: Callable, *arguments):
-        """Run `work` in a thread, one such at a time: it may need much memory and a whole core."""
+        """Run `work` in a thread, few such at a time: it may need much memory and a whole core."""
         if self.heavy is None:
-            self.heavy = anyio.CapacityLimiter(1)
+            self.heavy = anyio.CapacityLimiter(self.settings.long_workers)
         return await anyio.to_thread.run_sync(work, *arguments, limiter=self.heavy)
 
     def forget(self, org_id: int, subject_id: str) -> None:

@@ -188,6 +188,16 @@ def test_a_job_that_another_server_cancelled_ends_too(app, patient, monkeypatch)
         assert ended(app, job_id)["state"] == "cancelled"
 
 
+def test_a_database_that_is_away_for_a_moment_doesnt_end_a_job(app, patient, monkeypatch):
+    def away(*_, **__):
+        raise StoreUnavailableError("locked.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "TOLD_EVERY_S", 0.0)
+        patch.setattr(app.services.store, "update_job", away)
+        assert ended(app, started(app, patient))["state"] == "done"
+
+
 def test_deleting_the_patient_ends_the_job_and_leaves_nothing(app, patient, monkeypatch):
     with monkeypatch.context() as patch:
         slowly(patch)
