@@ -120,6 +120,19 @@ def test_at_any_rate_and_with_any_gaps_the_same_segments_are_known(windows, fs_h
         assert listed.index.tolist() == segments.index.tolist()
 
 
+@pytest.mark.parametrize("fs_hz", [128.0, 250.0, 257.0, 360.0, 1000.0])
+def test_with_gaps_at_the_bounds_of_windows_the_same_segments_are_known(windows, fs_hz):
+    for shift in (-2, -1, 0, 1, 2):
+        signal_mv = np.ones((1, round(41 * fs_hz)), dtype=np.float32)
+        places = np.round(np.arange(6, 40, 6) * fs_hz).astype(int) + shift
+        signal_mv[:, places] = np.nan
+        segments, _ = windows.inputs(signal_mv, fs_hz)
+        measured = measured_segments(signal_mv)
+        listed = windows.segments(signal_mv.shape[1], fs_hz, measured=measured)
+        assert listed.index.tolist() == segments.index.tolist()
+        assert len(listed) < 20
+
+
 def test_without_gaps_nothing_is_left_out(windows):
     listed = windows.segments(1999, 250.0)
     assert listed.start_s.tolist() == [0.0, 2.0, 4.0]

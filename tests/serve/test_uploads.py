@@ -241,6 +241,19 @@ def test_a_csv_with_quotes_line_ends_of_windows_and_a_byte_order_mark_is_read():
     assert np.array_equal(found.signal_mv, expected, equal_nan=True)
 
 
+def test_empty_fields_of_a_csv_are_gaps_wherever_they_are():
+    content = b"a,b,c,d\n,,,1\n2,,,\n,,3,\n4,,,\n"
+    found = parse_upload("csv", {"a.csv": content}, UploadFacts(fs_hz=250.0, unit="mV"))
+    nan = np.nan
+    expected = [[nan, 2, nan, 4], [nan] * 4, [nan, nan, 3, nan], [1, nan, nan, nan]]
+    assert np.array_equal(found.signal_mv, np.float32(expected), equal_nan=True)
+    content = b"5,6\n,\n,7"
+    facts = UploadFacts(fs_hz=250.0, unit="mV", lead_names=("a", "b"))
+    found = parse_upload("csv", {"a.csv": content}, facts)
+    expected = [[5, nan, nan], [6, nan, 7]]
+    assert np.array_equal(found.signal_mv, np.float32(expected), equal_nan=True)
+
+
 def test_a_csv_of_many_blocks_is_read_whole():
     values = np.random.default_rng(1).integers(-5000, 5000, (700_000, 2)) / 1000
     text = "\n".join(f"{a},{b}" if i % 7 else f",{b}" for i, (a, b) in enumerate(values.tolist()))

@@ -108,6 +108,13 @@ def test_an_edf_header_that_lies_is_refused(place, value, words):
     refused("edf", {"a.edf": content[:place] + value + content[place + len(value) :]}, words)
 
 
+def test_an_edf_file_of_another_length_than_promised_is_refused():
+    content = as_edf(MADE).files["rec.edf"]
+    for n_bytes in (len(content) - 2, len(content) + 2):
+        words = rf"has {n_bytes} bytes; its header promises .* {len(content)} in all"
+        refused("edf", {"a.edf": (content + b"\0\0")[:n_bytes]}, words)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
