@@ -43,7 +43,7 @@ class MixedBatch:
     def __init__(self, base: "BaseModel") -> None:
         self.base = base
         self.reader = AdapterReader(base)
-        self._rows = RowNetwork(base.new_network())
+        self._rows = RowNetwork(base.new_network(), base.preprocessing.n_samples)
         network = base.new_network()
         self._whole = WholeNetwork(network, can_stack=getattr(network, "supports_vmap", False))
         self._lock = threading.Lock()

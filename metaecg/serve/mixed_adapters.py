@@ -7,11 +7,13 @@ Adapters of the same method and the same layers have their numbers at the same p
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from metaecg.adapt.methods import RANKS, plain_name
 from metaecg.adapt.personalize import Personalizer
@@ -37,10 +39,9 @@ class Place:
     start: int
     shape: tuple[int, ...]
 
-    def of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the tensor of every row as a view, ``(n, *shape)``."""
-        stop = self.start + prod(self.shape)
-        return rows[:, self.start : stop].reshape(len(rows), *self.shape)
+    def of(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the tensor in a row of numbers, a view."""
+        return numbers[self.start : self.start + prod(self.shape)].reshape(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,11 @@ class LoadedAdapter:
     def method(self) -> str:
         """What was trained."""
         return self.layout.method
+
+
+def stacked(place: Place, adapters: Sequence[LoadedAdapter]) -> torch.Tensor:
+    """Return a tensor of adapters of one layout, one behind the other, ``(n, *shape)``."""
+    return torch.from_numpy(np.stack([place.of(adapter.numbers) for adapter in adapters]))
 
 
 class AdapterReader:

@@ -2,23 +2,25 @@
 
     low-rank     y + s B_i (A_i x)      after a Conv1d or a Linear, as batched matrix products
     bias         y + (b_i - b)          after any layer whose bias is added at its end
-    head         W_i x + b_i            in place of the last layer's answer
+    weight       W_i x + b_i            in place of a Linear's answer
 
-The layers themselves run once for all rows. What can't be told as such a change (all weights trained,
-statistics of batch norm moved, a bias inside a recurrent cell) is left to `metaecg.serve.mixed_whole`.
+The layers themselves run once for all rows. The bodies of compact networks run through compiled code
+that takes any change of theirs (`metaecg.serve.mixed_fused`). What is left (all weights of another
+network trained, statistics of batch norm moved, a bias inside a recurrent cell) is left to
+`metaecg.serve.mixed_whole`.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaecg.adapt.methods import READS_CHILD_WEIGHTS
-from metaecg.serve.mixed_adapters import Layout, LoadedAdapter
+from metaecg.serve.mixed_adapters import Layout, LoadedAdapter, stacked
+from metaecg.serve.mixed_fused import FusedBody, RowNumbers, can_fuse
 
 ADDS_ITS_BIAS_LAST = (nn.Conv1d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d)
 Change = Callable[[Tensor, Tensor], Tensor]
@@ -38,10 +40,14 @@ class RowNetwork:
     ----------
     network
         A copy that nobody else uses, in eval mode.
+    n_samples
+        Of its windows.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, n_samples: int) -> None:
         self.network = network
+        self._bodies = _fused_bodies(network, n_samples)
+        self._fused = {name for body in self._bodies for name in body.parameters}
         self._layers = _changeable(network)
         self._changes: dict[str, list[tuple[Tensor | None, Change]]] = {}
         self._n_rows = 0
@@ -64,17 +70,23 @@ class RowNetwork:
         """
         self._changes = self._changes_of(adapters)
         self._n_rows, self._called = len(x), defaultdict(int)
+        numbers = RowNumbers.of(adapters) if self._bodies else None
+        for body in self._bodies:
+            body.rows = numbers
         try:
             logits = self.network(x)
         finally:
             changes, self._changes = self._changes, {}
+            for body in self._bodies:
+                body.rows = None
         if any(self._called[name] != 1 for name in changes):
             raise MisfitError("a layer wasn't called once")
         return logits
 
     def _is_addable(self, name: str) -> bool:
         layer, _, kind = name.rpartition(".")
-        return layer in self._layers and (kind == "bias" or layer == "head")
+        is_linear = isinstance(self._layers.get(layer), nn.Linear)
+        return name in self._fused or layer in self._layers and (kind == "bias" or is_linear)
 
     def _after(self, name: str, layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
         changes = self._changes.get(name)
@@ -103,18 +115,21 @@ class RowNetwork:
 
     def _changes_in(self, layout: Layout, adapters: list[LoadedAdapter]):
         """Yield layer and change of the rows that adapters of one layout have."""
-        stacked = np.stack([adapter.numbers for adapter in adapters])
         scale = torch.tensor([adapter.scale for adapter in adapters])[:, None, None]
         for name, (a, b) in layout.low_rank.items():
-            a, b = (torch.from_numpy(place.of(stacked)).flatten(2) for place in (a, b))
-            yield name, partial(_add_low_rank, self._layers[name], a, b * scale)
-        own = {name: torch.from_numpy(place.of(stacked)) for name, place in layout.whole.items()}
-        head = {name: own.pop(f"head.{name}", None) for name in ("weight", "bias")}
-        if any(part is not None for part in head.values()):
-            yield "head", partial(_replace_linear, self._layers["head"], head)
-        for name, biases in own.items():
-            layer = self._layers[name.removesuffix(".bias")]
-            yield name.removesuffix(".bias"), partial(_add_bias, layer, biases - layer.bias)
+            if f"{name}.weight" not in self._fused:
+                a, b = (stacked(place, adapters).flatten(2) for place in (a, b))
+                yield name, partial(_add_low_rank, self._layers[name], a, b * scale)
+        whole = {name: place for name, place in layout.whole.items() if name not in self._fused}
+        for name in dict.fromkeys(name.rpartition(".")[0] for name in whole):
+            layer, own = self._layers[name], {}
+            for kind in ("weight", "bias"):
+                place = whole.get(f"{name}.{kind}")
+                own[kind] = None if place is None else stacked(place, adapters)
+            if own["weight"] is not None:
+                yield name, partial(_replace_linear, layer, own["weight"], own["bias"])
+            else:
+                yield name, partial(_add_bias, layer, own["bias"] - layer.bias)
 
 
 def by_layout(adapters: Sequence[LoadedAdapter | None]) -> dict[Layout, list[int]]:
@@ -124,6 +139,16 @@ def by_layout(adapters: Sequence[LoadedAdapter | None]) -> dict[Layout, list[int
         if adapter is not None:
             found[adapter.layout].append(i)
     return dict(found)
+
+
+def _fused_bodies(network: nn.Module, n_samples: int) -> list[FusedBody]:
+    """Let the compact bodies of a network run through compiled code; return what stands for them."""
+    found = []
+    for name, module in network.named_modules():
+        if can_fuse(module, n_samples):
+            module.features = FusedBody(name, module)
+            found.append(module.features)
+    return found
 
 
 def _changeable(network: nn.Module) -> dict[str, nn.Module]:
@@ -164,13 +189,14 @@ def _padding(conv: nn.Conv1d) -> tuple[int, int]:
     return conv.padding[0], conv.padding[0]
 
 
-def _replace_linear(layer: nn.Linear, own: dict, x: Tensor, y: Tensor) -> Tensor:
-    weight, bias = own["weight"], own["bias"]
-    if weight is None:
-        return _add_bias(layer, bias - layer.bias, x, y)
-    bias = layer.bias.expand(len(x), -1) if bias is None else bias
+def _replace_linear(
+    layer: nn.Linear, weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor
+) -> Tensor:
     rows = x.reshape(len(x), -1, x.shape[-1])
-    return torch.baddbmm(bias[:, None], rows, weight.mT).view_as(y)
+    found = torch.bmm(rows, weight.mT)
+    if layer.bias is not None:
+        found = found + (layer.bias if bias is None else bias[:, None])
+    return found.view_as(y)
 
 
 def _add_bias(layer: nn.Module, change: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -3,12 +3,11 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from metaecg.serve.mixed_adapters import LoadedAdapter
+from metaecg.serve.mixed_adapters import LoadedAdapter, stacked
 
 STACKED_BYTES = 64 * 2**20
 """Of whole weights side by side, at most."""
@@ -79,13 +78,12 @@ class WholeNetwork:
     def _weights(self, adapters: Sequence[LoadedAdapter]) -> dict[str, Tensor]:
         """Return the tensors that adapters of one layout change, one copy per adapter."""
         layout = adapters[0].layout
-        numbers = np.stack([adapter.numbers for adapter in adapters])
         places = {**layout.whole, **layout.statistics}
-        found = {name: torch.from_numpy(place.of(numbers)) for name, place in places.items()}
+        found = {name: stacked(place, adapters) for name, place in places.items()}
         scale = torch.tensor([adapter.scale for adapter in adapters])[:, None, None]
         for layer, (a, b) in layout.low_rank.items():
             base = self._own[f"{layer}.weight"].detach()
-            a, b = (torch.from_numpy(place.of(numbers)).flatten(2) for place in (a, b))
+            a, b = (stacked(place, adapters).flatten(2) for place in (a, b))
             weight = torch.baddbmm(base.flatten(1).expand(len(a), -1, -1), b * scale, a)
             found[f"{layer}.weight"] = weight.view(-1, *base.shape)
         return found
