@@ -44,15 +44,19 @@ class Answers:
         """Seconds from when a request was due to its whole answer; infinite without one."""
         return np.where(np.isfinite(self.done_s), self.done_s - self.due_s, np.inf)
 
+    @property
+    def span_s(self) -> float:
+        """Seconds from the start to the last answer, or to when the last request was due."""
+        return max(float(np.nanmax(self.done_s, initial=0.0)), float(self.due_s[-1]))
+
     def facts(self) -> dict:
         """Return rates and latencies as JSON values."""
         latency_s, is_good = self.latency_s, self.status == 200
-        span_s = max(float(np.nanmax(self.done_s, initial=0.0)), float(self.due_s[-1]))
         late_s = self.sent_s - self.due_s
         return {
             "n_requests": len(self.due_s),
             "offered_per_s": len(self.due_s) / float(self.due_s[-1]),
-            "requests_per_s": float(is_good.sum()) / span_s,
+            "requests_per_s": float(is_good.sum()) / self.span_s,
             "n_failed": int((~is_good).sum()),
             "p50_s": percentile(latency_s, 50),
             "p90_s": percentile(latency_s, 90),
@@ -61,7 +65,7 @@ class Answers:
             "max_s": percentile(latency_s, 100),
             "sent_late_p99_s": percentile(late_s, 99),
             "n_resent": self.n_resent,
-            "load_processor_share": self.processor_s / span_s,
+            "load_processor_share": self.processor_s / self.span_s,
         }
 
 

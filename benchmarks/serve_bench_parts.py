@@ -4,7 +4,6 @@ import itertools
 import json
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from serve_bench_lives import Lives
 from serve_bench_load import Answers, http_request, percentile, poisson_times, send_all
 from serve_bench_patients import (
     N_SHOTS,
@@ -29,7 +29,7 @@ from serve_bench_server import MemoryWatch, Server, growth, metaecg_server, runn
 
 from metaecg import Personalizer, load_base
 from metaecg.client import Client
-from metaecg.data.demo_patients import FS_HZ, LEAD
+from metaecg.data.demo_patients import FS_HZ
 from metaecg.data.windows import cut_at
 from metaecg.serve.adapter_file import load_adapter
 
@@ -162,16 +162,23 @@ def soak(bench: Bench) -> list[dict]:
         send_all(server.port, questions, bench.due_s(bench.rate, WARM_UP_S))
         due_s = bench.due_s(bench.rate, bench.soak_s)
         processor_s = server.processor_s()
-        with Lives(bench, server, token) as lives, MemoryWatch(server) as watch:
-            facts = send_all(server.port, questions, due_s).facts()
-        share = (server.processor_s() - processor_s) / float(due_s[-1])
+        beside = Lives(
+            server.url,
+            token,
+            folder=bench.folder,
+            examples=bench.examples,
+            pause_s=bench.life_s,
+        )
+        with beside as lives, MemoryWatch(server) as watch:
+            answers = send_all(server.port, questions, due_s)
+        processor_s = server.processor_s() - processor_s
     return [
         {
             "part": "soak",
             "soak_s": bench.soak_s,
             "n_patients": bench.n_patients,
-            **facts,
-            "server_processor_share": share,
+            **answers.facts(),
+            **_cost(answers, processor_s),
             "n_lives": lives.n,
             **growth(watch.time_s, watch.rss_bytes),
             "rss_bytes_each_10_s": watch.rss_bytes[::10],
@@ -203,12 +210,20 @@ def _requests_row(
     send_all(server.port, questions, np.linspace(0, max(n / 200, WARM_UP_S), max(n, 100)))
     processor_s = server.processor_s()
     answers = send_all(server.port, questions, due_s, keep_bodies=bench is not None)
-    share = (server.processor_s() - processor_s) / float(due_s[-1])
-    row = {"what": what, **answers.facts(), "server_processor_share": share}
-    row["rss_bytes"] = server.rss_bytes()
+    cost = _cost(answers, server.processor_s() - processor_s)
+    row = {"what": what, **answers.facts(), **cost, "rss_bytes": server.rss_bytes()}
     if bench is not None:
         row["largest_difference_of_probability"] = _largest_difference(bench, answers)
     return row
+
+
+def _cost(answers: Answers, processor_s: float) -> dict:
+    """Return what a server's processor time means, as a share of one core and per good answer."""
+    n_good = int((answers.status == 200).sum())
+    return {
+        "server_processor_share": processor_s / answers.span_s,
+        "server_processor_s_per_request": processor_s / n_good if n_good else None,
+    }
 
 
 def _ladder(bench: Bench, server: Server, questions: list[bytes]) -> Iterator[dict]:
@@ -246,7 +261,8 @@ def _start_row(bench: Bench, url: str, token: str, n_patients: int, cache_mb: in
             starts.append(server.start_s)
     with metaecg_server(url, "--cache-mb", str(cache_mb), model=bench.model) as server:
         starts.append(server.start_s)
-        row = {"rss_at_start_bytes": server.rss_bytes()}
+        row = {"start_processor_s": server.start_processor_s}
+        row["rss_at_start_bytes"] = server.rss_bytes()
         if n_patients:
             with MemoryWatch(server) as watch, Client(server.url, token) as client:
                 for _ in range(2):
@@ -268,55 +284,6 @@ def _ask_for_all(client: Client, windows: np.ndarray, n_patients: int) -> None:
         numbers = range(first, min(first + MIXED_ITEMS, n_patients))
         pairs = [(patient_name(i), windows[i % len(windows)]) for i in numbers]
         client.predict_many(pairs, fs_hz=FS_HZ, unit="mV")
-
-
-class Lives:
-    """Beside a load: create a patient, upload, label, personalize, judge, stream, delete, again."""
-
-    def __init__(self, bench: Bench, server: Server, token: str) -> None:
-        self.bench, self.server, self.token = bench, server, token
-        self.n, self.error = 0, None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._live, daemon=True)
-
-    def __enter__(self) -> "Lives":
-        if self.bench.life_s:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        if self.error is not None:
-            raise self.error
-
-    def _live(self) -> None:
-        try:
-            with Client(self.server.url, self.token) as client:
-                while not self._stop.is_set():
-                    one_life(
-                        client, self.bench.examples[self.n % self.bench.n_fitted], f"life-{self.n}"
-                    )
-                    self.n += 1
-                    self._stop.wait(self.bench.life_s)
-        except Exception as error:  # raised again where the soak is waited for
-            self.error = error
-
-
-def one_life(client: Client, example: Example, name: str) -> None:
-    """Take a patient through everything that the API offers, and delete them."""
-    client.create_patient(name)
-    record = example.record
-    recording = client.add_recording(name, record)
-    client.mark(name, recording.recording_id, example.marks)
-    client.personalize(name, method="lora", rhythm="none")
-    client.predictions(name, recording.recording_id)
-    client.proposals(name, recording.recording_id)
-    with client.stream(name, fs_hz=record.fs_hz, unit="mV", lead_name=LEAD) as stream:
-        stream.push(record.signal_mv[0, :5000])
-    client.activate(name, 0)
-    client.delete_patient(name)
 
 
 def _probe(bench: Bench, example: Example) -> np.ndarray:

@@ -25,6 +25,8 @@ class Server:
     port: int
     start_s: float
     """From the start of the process to the first good answer of ``/ready``."""
+    start_processor_s: float = 0.0
+    """Processor time until then: what a start takes on a machine that has other things to do."""
     log: list[str] = field(default_factory=list, repr=False)
 
     @property
@@ -61,6 +63,7 @@ def running(command: list[str], environment: dict[str, str] | None = None) -> It
         reader.start()
         _wait_until_ready(server)
         server.start_s = time.perf_counter() - begin
+        server.start_processor_s = server.processor_s()
         yield server
     finally:
         process.terminate()

@@ -40,7 +40,7 @@ def mixed_table(rows: list[dict]) -> str:
 def requests_table(rows: list[dict]) -> str:
     """Return rates and latencies."""
     head = ["", "offered per s", "answered per s", "failed", "p50", "p99", "longest"]
-    head += ["server's share of a core", "load's share", "server's memory"]
+    head += ["server's share of a core", "its time per request", "load's share", "server's memory"]
     return _table(
         head,
         [
@@ -53,6 +53,7 @@ def requests_table(rows: list[dict]) -> str:
                 _ms(r["p99_s"]),
                 _ms(r["max_s"]),
                 f"{r['server_processor_share']:.2f}",
+                _ms(r["server_processor_s_per_request"]),
                 f"{r['load_processor_share']:.2f}",
                 _mib(r["rss_bytes"]),
             ]
