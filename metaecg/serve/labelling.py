@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from metaecg.serve.predicting import judged_by
+from metaecg.serve.predicting import judged_by, labels_of
 from metaecg.serve.proposals import propose
 from metaecg.serve.recordings import Judged, inputs_of, open_recording, positive_column
 from metaecg.serve.segment_probabilities import default_rhythm_of
@@ -26,7 +26,7 @@ def proposals_for(
     opened = open_recording(services.store, services.segmentation, *where)
     adapter = services.detectors.get(org_id, subject_id)
     judged = judged_by(services, where, opened, adapter, default_rhythm_of(base))
-    labels = _labels(services, where)
+    labels = labels_of(services, where)
     rows = candidates(judged, positive_column(base), labels)
     segments, inputs = inputs_of(services.segmentation, opened, judged.index[rows].tolist())
     rows = np.searchsorted(judged.index, segments.index)
@@ -52,14 +52,6 @@ def candidates(judged: Judged, column: int, labels: dict[int, str]) -> np.ndarra
         np.flatnonzero(np.isin(judged.index, list(labels))),
     ]
     return np.unique(np.concatenate(parts))
-
-
-def _labels(services: Services, where: tuple[int, str, str]) -> dict[int, str]:
-    org_id, subject_id, recording_id = where
-    found = services.store.labels_of(
-        org_id, subject_id, segmentation=services.segmentation.name, recording_id=recording_id
-    )
-    return {label.index: label.label for label in found}
 
 
 def _described(base, judged: Judged, index: int, reason: str) -> dict:

@@ -1,6 +1,6 @@
 """What a patient's detector says: of a stored recording, of windows at hand, of many patients' windows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +9,16 @@ from starlette.concurrency import run_in_threadpool
 from metaecg.errors import DataError
 from metaecg.serve.api_errors import ApiError
 from metaecg.serve.personalizing import check_rhythm
-from metaecg.serve.recordings import Judged, episodes_of, judge, open_recording, positive_column
+from metaecg.serve.recordings import (
+    Judged,
+    Seen,
+    episodes_of,
+    judge_beats,
+    judge_windows,
+    open_recording,
+    positive_column,
+    see,
+)
 from metaecg.serve.segment_probabilities import (
     default_rhythm_of,
     positive_class,
@@ -164,23 +173,37 @@ def _rhythm_of(services: Services, adapter) -> str:
 
 def judged_by(services: Services, where, opened, adapter, rhythm: str) -> Judged:
     """Return what a detector (``None``: the base) says of a whole recording, remembered for a while."""
-    labels = {}
-    if services.segmentation.kind == "beats":  # labelled beats count for those like them
-        org_id, subject_id, recording_id = where
-        name = services.segmentation.name
-        found = services.store.labels_of(
-            org_id, subject_id, segmentation=name, recording_id=recording_id
-        )
-        labels = {label.index: label.label for label in found}
-    digest = "" if adapter is None else adapter.digest
-    key = (opened.info.recording_id, digest, rhythm, hash(frozenset(labels.items())))
-    judged = services.probabilities.get(key)
-    if judged is None:
-        model = services.detectors.mixed.model_of(adapter)
-        judged = judge(services.base, model, services.segmentation, opened, rhythm, labels)
-        services.probabilities.put(key, judged)
-        services.metrics.windows.inc(len(judged.index))
-    return judged
+    base, segmentation = services.base, services.segmentation
+    model = services.detectors.mixed.model_of(adapter)
+    key = (opened.info.recording_id, "" if adapter is None else adapter.digest)
+    if segmentation.kind == "windows":
+        seen = _remembered(services, key, lambda: see(segmentation, opened, model))
+        return judge_windows(base, model, seen, rhythm)
+    labels = labels_of(services, where)
+    key = (*key, rhythm, frozenset(labels.items()))
+    return _remembered(
+        services, key, lambda: judge_beats(base, model, segmentation, opened, rhythm, labels)
+    )
+
+
+def labels_of(services: Services, where: tuple[int, str, str]) -> dict[int, str]:
+    """Return the labels of a recording, by the number of the segment."""
+    org_id, subject_id, recording_id = where
+    name = services.segmentation.name
+    found = services.store.labels_of(
+        org_id, subject_id, segmentation=name, recording_id=recording_id
+    )
+    return {label.index: label.label for label in found}
+
+
+def _remembered(services: Services, key: tuple, judge: Callable[[], Judged | Seen]):
+    found = services.probabilities.get(key)
+    if found is None:
+        found = judge()
+        services.probabilities.put(key, found)
+        n = len(found.logits if isinstance(found, Seen) else found.index)
+        services.metrics.windows.inc(n)
+    return found
 
 
 def _described(base, judged: Judged, adapter, rhythm: str, threshold: float, between_s) -> dict:

@@ -52,23 +52,39 @@ class Judged:
         return sum(array.nbytes for array in arrays)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a network gives for every window of a recording; how neighbours count comes after it."""
+
+    segments: Segments
+    logits: np.ndarray
+    """Shape ``(n, n_classes)``, in line with the segments."""
+
+    @property
+    def n_bytes(self) -> int:
+        """How much memory it takes."""
+        segments = self.segments
+        arrays = (segments.index, segments.start_s, segments.stop_s, self.logits)
+        return sum(array.nbytes for array in arrays)
+
+
 class ProbabilityCache:
     """What was said of whole recordings lately, bounded in bytes; safe between threads."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._known = LRUCache(max(max_bytes, 1), getsizeof=lambda judged: judged.n_bytes)
+        self._known = LRUCache(max(max_bytes, 1), getsizeof=lambda found: found.n_bytes)
         self._lock = threading.Lock()
 
-    def get(self, key: tuple) -> Judged | None:
+    def get(self, key: tuple) -> Judged | Seen | None:
         """Return what is known under `key`."""
         with self._lock:
             return self._known.get(key)
 
-    def put(self, key: tuple, judged: Judged) -> None:
+    def put(self, key: tuple, found: Judged | Seen) -> None:
         """Remember it, if it isn't too large for the whole cache."""
         with self._lock:
-            if judged.n_bytes <= self._known.maxsize:
-                self._known[key] = judged
+            if found.n_bytes <= self._known.maxsize:
+                self._known[key] = found
 
     @property
     def n_bytes(self) -> int:
@@ -166,32 +182,39 @@ def inputs_of(
     return joined_segments(segmentation, [p[0] for p in parts]), _stacked(segmentation, parts)
 
 
-def judge(
-    base, personal, segmentation: Segmentation, opened: Opened, rhythm: str, labels: dict[int, str]
-) -> Judged:
-    """Return what a detector, or the base, says of every segment of a recording.
+def see(segmentation: Segmentation, opened: Opened, model) -> Seen:
+    """Return what a network gives for every window, never holding more than an hour of them."""
+    info = opened.info
+    if _step(segmentation, info.fs_hz) is None:
+        segments, inputs = segmentation.inputs(opened.read(0, info.n_samples), info.fs_hz)
+        return Seen(segments=segments, logits=model.logits(inputs))
+    numbers = all_segments(segmentation, opened).index
+    parts, logits = [], [model.logits(_stacked(segmentation, []))]
+    for begin in range(0, len(numbers), BLOCK_SEGMENTS):
+        segments, inputs = inputs_of(segmentation, opened, numbers[begin : begin + BLOCK_SEGMENTS])
+        parts.append(segments)
+        logits.append(model.logits(inputs))
+    segments = joined_segments(segmentation, parts, is_whole=True)
+    return Seen(segments=segments, logits=np.concatenate(logits))
 
-    Parameters
-    ----------
-    base, personal
-        As for `metaecg.serve.segment_probabilities.probabilities`.
-    segmentation, opened
-        How the recording is cut, and the recording.
-    rhythm
-        How neighbours count.
-    labels
-        Number of a segment to the class that a person gave it; beats count them.
-    """
-    model = base if personal is None else personal
-    if _step(segmentation, opened.info.fs_hz) is None:
-        signal = opened.read(0, opened.info.n_samples)
-        segments, inputs = segmentation.inputs(signal, opened.info.fs_hz, opened.peaks)
-        del signal
-        logits = None
-    else:
-        segments, logits = _logits_by_blocks(segmentation, opened, model)
-        inputs = np.empty((0, 0, 0), dtype=np.float32)  # the rhythm model needs logits alone
-    found = probabilities(base, personal, segments, inputs, rhythm, labels=labels, logits=logits)
+
+def judge_windows(base, model, seen: Seen, rhythm: str) -> Judged:
+    """Return what a detector says of every window, neighbours counted as `rhythm` says."""
+    nothing = np.empty((0, 0, 0), dtype=np.float32)  # logits are all that is needed
+    found = probabilities(base, model, seen.segments, nothing, rhythm, logits=seen.logits)
+    return _judged(seen.segments, found)
+
+
+def judge_beats(
+    base, model, segmentation: Segmentation, opened: Opened, rhythm: str, labels: dict[int, str]
+) -> Judged:
+    """Return what a detector says of every beat; beats that a person labelled count as what they are."""
+    signal = opened.read(0, opened.info.n_samples)
+    segments, inputs = segmentation.inputs(signal, opened.info.fs_hz, opened.peaks)
+    return _judged(segments, probabilities(base, model, segments, inputs, rhythm, labels=labels))
+
+
+def _judged(segments: Segments, found: np.ndarray) -> Judged:
     return Judged(
         index=segments.index, start_s=segments.start_s, stop_s=segments.stop_s, probability=found
     )
@@ -285,17 +308,3 @@ def _stacked(segmentation: Segmentation, parts: list) -> np.ndarray:
     if not parts:
         return np.empty((0, 1, segmentation.preprocessing.n_samples), dtype=np.float32)
     return np.concatenate([inputs for _, inputs in parts])
-
-
-def _logits_by_blocks(
-    segmentation: Segmentation, opened: Opened, model
-) -> tuple[Segments, np.ndarray]:
-    """Return all windows of a recording and their logits, never holding all windows at once."""
-    numbers = all_segments(segmentation, opened).index
-    parts, logits = [], []
-    for begin in range(0, len(numbers), BLOCK_SEGMENTS):
-        segments, inputs = inputs_of(segmentation, opened, numbers[begin : begin + BLOCK_SEGMENTS])
-        parts.append(segments)
-        logits.append(model.logits(inputs))
-    segments = joined_segments(segmentation, parts, is_whole=True)
-    return segments, np.concatenate(logits) if logits else model.logits(_stacked(segmentation, []))

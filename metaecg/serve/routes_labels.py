@@ -10,6 +10,7 @@ from metaecg.checks import did_you_mean
 from metaecg.errors import DataError
 from metaecg.serve.auth import OrgId
 from metaecg.serve.labelling import proposals_for
+from metaecg.serve.predicting import labels_of
 from metaecg.serve.recordings import Opened, open_recording
 from metaecg.serve.routes_common import GUARDED, Recording, StartS, StopS, Subject, problems
 from metaecg.serve.schemas_recordings import (
@@ -50,7 +51,7 @@ def list_segments(
     found = services.gaps.measured_segments_of(services.segmentation, opened)
     rows = _rows(found, start_s, stop_s, after)
     limit = min(limit, MAX_WITH_SIGNAL) if signal else limit
-    labels = _labels(services, org_id, subject_id, recording_id)
+    labels = labels_of(services, (org_id, subject_id, recording_id))
     shown = [_shown(opened, found, row, labels, with_signal=signal) for row in rows[:limit]]
     return SegmentPage(segments=shown, next=shown[-1].index if len(rows) > limit else None)
 
@@ -73,7 +74,7 @@ def get_labels(
     subject_id: Subject, recording_id: Recording, org_id: OrgId, services: Parts
 ) -> LabelsOut:
     """Get the labels of a recording."""
-    found = _labels(services, org_id, subject_id, recording_id)
+    found = labels_of(services, (org_id, subject_id, recording_id))
     return LabelsOut(labels={str(index): label for index, label in found.items()})
 
 
@@ -126,14 +127,6 @@ def _shown(
     return SegmentOut(
         index=index, start_s=start_s, stop_s=stop_s, label=labels.get(index), signal_mv=signal
     )
-
-
-def _labels(services: Services, org_id: int, subject_id: str, recording_id: str) -> dict[int, str]:
-    name = services.segmentation.name
-    found = services.store.labels_of(
-        org_id, subject_id, segmentation=name, recording_id=recording_id
-    )
-    return {label.index: label.label for label in found}
 
 
 def _index(key: str) -> int:
