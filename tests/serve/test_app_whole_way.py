@@ -1,5 +1,8 @@
 """The whole way with the published bases: from an upload to predictions of a personal detector."""
 
+import re
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from app_cases import FS_HZ, ended_job, first_of_each, recording_of, running_server, truth_of
@@ -103,7 +106,9 @@ def test_proposals_among_beats(beats_app):
 
 
 @pytest.mark.slow
-def test_from_upload_to_a_personal_detector_on_a_real_postgresql(tmp_path, postgresql_url):
+def test_from_upload_to_a_personal_detector_on_a_real_postgresql(
+    tmp_path, postgresql_url, postgresql_server
+):
     truth = truth_of()
     with running_server(tmp_path, "--store", postgresql_url) as server, server.session() as api:
         assert api.post("/v1/patients", json={"subject_id": "s"}).status_code == 201
@@ -117,9 +122,27 @@ def test_from_upload_to_a_personal_detector_on_a_real_postgresql(tmp_path, postg
         after = api.get(f"{address}/predictions").json()
         assert (after["version"], after["rhythm"]) == (1, "offline")
         assert n_wrong(after, truth) < 0.1 * len(truth)
+        with database_away(postgresql_server, postgresql_url):
+            for path in ("/v1/patients", f"{address}/signal", "/ready"):
+                answer = api.get(path)
+                assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+                assert int(answer.headers["Retry-After"]) > 0
+        assert api.get(f"{address}/labels").ok and api.get("/ready").ok
+        again = api.post("/v1/patients/s/personalizations", json={"method": "head"}).json()
+        assert ended_job(api, again["job_id"])["result"]["version"] == 2
         assert api.delete("/v1/patients/s").status_code == 204
         assert api.get("/v1/patients").json()["patients"] == []
         assert server.terminate() == 0
+
+
+@contextmanager
+def database_away(server, url: str):
+    """Let nobody into a database for the time of the block, and throw out who is in it."""
+    name = re.search(r"test_[0-9a-f]{32}|test_metaecg", url)[0]
+    server.psql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false;")
+    server.psql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}';")
+    yield
+    server.psql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true;")
 
 
 def n_wrong(found: dict, truth: dict) -> int:
