@@ -167,6 +167,7 @@ def running(app, job_id):
 
 def test_a_running_job_is_cancelled_within_a_step(app, patient, monkeypatch):
     with monkeypatch.context() as patch:
+        patch.setattr(jobs, "TOLD_EVERY_S", 1e9)  # the store isn't asked in time
         slowly(patch)
         job_id = started(app, patient)
         running(app, job_id)

@@ -4,6 +4,7 @@ stays out of the log."""
 import logging
 import re
 
+import anyio
 import pytest
 from app_cases import ended_job as wait_for
 from app_cases import first_of_each, recording_of, running_server, truth_of
@@ -252,14 +253,30 @@ def test_a_recording_that_is_too_long_is_refused(tight):
     assert (answer.status_code, answer.json()["code"]) == (422, "data_error")
 
 
-def test_a_body_without_a_token_is_not_even_read(app):
-    taken: list[int] = []
-    answer = app.client.post(
-        "/v1/patients",
-        content=endless(1000, taken),
-        headers={"Authorization": "", "Content-Type": "application/json"},
-    )
-    assert answer.status_code == 401
+def unread(app, path: str, **headers: str) -> int:
+    """Send the head of a request; return the status that comes before anything of its body is read."""
+    found = []
+
+    async def receive():
+        raise AssertionError("the body was read")
+
+    async def send(message):
+        found.append(message)
+
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": raw, "query_string": b""}
+    anyio.run(app.client.app, scope, receive, send)
+    return found[0]["status"]
+
+
+def test_a_body_is_not_even_read_without_a_token_or_where_it_is_announced_as_too_large(app):
+    path, kind = "/v1/patients", "application/json"
+    token = app.client.headers["Authorization"]
+    assert unread(app, path, content_type=kind, content_length="10") == 401
+    huge = str(2**40)
+    status = unread(app, path, authorization=token, content_type=kind, content_length=huge)
+    assert status == 413
+    assert unread(app, path, authorization=token, content_type="x", content_length="10") == 415
 
 
 @pytest.mark.parametrize(
