@@ -9,6 +9,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,11 @@ class Layout:
     """Bytes of the file's numbers that are float32."""
     n_bytes: int
     """Of all of the file's numbers."""
+
+    @cached_property
+    def rank(self) -> int:
+        """Of the low-rank changes, which all have the same; 0 without any."""
+        return max((a.shape[0] for a, _ in self.low_rank.values()), default=0)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,5 +1,6 @@
 """The bodies of compact networks through the compiled rows of `metaecg.serve.mixed_kernels`."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,12 +22,16 @@ ROWS_PER_THREAD = 16
 class RowNumbers:
     """The numbers of the adapters of some rows, each adapter once."""
 
-    adapters: list[LoadedAdapter]
     which: np.ndarray
-    """Place in `adapters` of each row's, -1 for the base."""
+    """Which adapter each row has, -1 for the base."""
     flat: np.ndarray
+    """The numbers of all adapters, one behind the other."""
     starts: np.ndarray
     """Where each adapter's numbers start in `flat`."""
+    ranks: np.ndarray
+    scales: np.ndarray
+    of_layout: dict[Layout, list[int]]
+    """The adapters of each layout."""
 
     @classmethod
     def of(cls, adapters: Sequence[LoadedAdapter | None]) -> "RowNumbers":
@@ -36,7 +41,17 @@ class RowNumbers:
         own = list(places)
         flat = np.concatenate([a.numbers for a in own]) if own else np.zeros(1, np.float32)
         ends = np.cumsum([0, *(len(a.numbers) for a in own)])
-        return cls(adapters=own, which=np.array(which, np.int64), flat=flat, starts=ends[:-1])
+        of_layout: dict[Layout, list[int]] = defaultdict(list)
+        for place, adapter in enumerate(own):
+            of_layout[adapter.layout].append(place)
+        return cls(
+            which=np.array(which, np.int64),
+            flat=flat,
+            starts=ends[:-1],
+            ranks=np.array([adapter.layout.rank for adapter in own], np.int64),
+            scales=np.array([adapter.scale for adapter in own], np.float32),
+            of_layout=dict(of_layout),
+        )
 
 
 class FusedBody:
@@ -87,12 +102,10 @@ class FusedBody:
     def __call__(self, x: Tensor) -> Tensor:
         """Return ``(n, 2 * C)`` of windows ``(n, n_leads, n_samples)``."""
         rows = self.rows or RowNumbers.of([None] * len(x))
-        offsets = np.empty((len(rows.adapters), len(self._layers), 5), np.int64)
-        for i, (adapter, start) in enumerate(zip(rows.adapters, rows.starts, strict=True)):
-            own = self._of(adapter.layout)
-            offsets[i] = np.where(own >= 0, own + start, -1)
-        ranks = np.array([_rank(adapter.layout) for adapter in rows.adapters], np.int64)
-        scales = np.array([adapter.scale for adapter in rows.adapters], np.float32)
+        offsets = np.empty((len(rows.starts), len(self._layers), 5), np.int64)
+        for layout, places in rows.of_layout.items():
+            own = self._of(layout)
+            offsets[places] = np.where(own >= 0, own + rows.starts[places, None, None], -1)
         out = np.empty((len(x), 2 * self._geometry[-1, kernels.N_OUT]), np.float32)
         signal = np.ascontiguousarray(x.numpy())
 
@@ -102,8 +115,8 @@ class FusedBody:
                 rows.which[part],
                 rows.flat,
                 offsets,
-                ranks,
-                scales,
+                rows.ranks,
+                rows.scales,
                 self._weights,
                 self._gammas,
                 self._betas,
@@ -171,10 +184,6 @@ def _is_known(block: ConvBlock) -> bool:
         and conv.weight.dtype == torch.float32
         and conv.weight.device.type == "cpu"
     )
-
-
-def _rank(layout: Layout) -> int:
-    return max((a.shape[0] for a, _ in layout.low_rank.values()), default=0)
 
 
 def _in_threads(run: Callable[[slice], None], n_rows: int) -> None:
