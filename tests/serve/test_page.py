@@ -116,6 +116,7 @@ def click_window(page, index):
     duration_s = float(page.get_attribute("#overview", "aria-valuemax"))
     at_s = (index + 0.5) * WINDOW_S
     page.mouse.click(box["x"] + box["width"] * at_s / duration_s, box["y"] + 20)
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     signal = page.locator("#signal-canvas").bounding_box()
     start_s = float(page.get_attribute("#overview", "aria-valuenow"))
     x = signal["x"] + (at_s - start_s) * PIXELS_PER_S
@@ -216,6 +217,9 @@ def test_d_goes_to_where_before_and_after_differ(page, server, known):
     differ = [index for index, b, a in pairs if b != a]
     told = page.inner_text("#compare-line")
     assert f"They differ on {len(differ)} window" in told
+    if not differ:
+        press(page, "d")
+        page.locator("#status", has_text="No difference after the cursor").wait_for()
     for index in [one for one in differ if one > 0][:3]:
         press(page, "d")
         cursor_at(page, index)

@@ -7,6 +7,7 @@ export class Cursor {
   #anchor = null; // the other end of what is marked; null: the head alone
   #segments;
   #turn = 0;
+  #queue = Promise.resolve();
 
   constructor(segments) {
     this.#segments = segments;
@@ -33,12 +34,21 @@ export class Cursor {
     this.head = segment;
   }
 
-  /** Move by segments or to a time. Keys come faster than blocks load, so only the last move counts. */
-  async move({ steps, seconds, extend = false }) {
+  /** Move by segments or to a time. Keys may come faster than blocks load, so moves wait for each
+   * other: three arrows are three steps, and a drag starts where the press was. */
+  move(where) {
     const turn = ++this.#turn;
+    const moved = this.#queue.then(() => this.#moveNow(where, turn));
+    this.#queue = moved.catch(() => {});
+    return moved;
+  }
+
+  async #moveNow({ steps, seconds, extend = false }, turn) {
+    // Of a drag's many places only the last one counts.
+    if (extend && seconds !== undefined && turn !== this.#turn) return false;
     const isStep = steps !== undefined && this.head;
     const target = isStep ? await this.#segments.step(this.head, steps) : await this.#segments.at(seconds ?? 0);
-    if (turn !== this.#turn || !target) return false;
+    if (!target) return false;
     this.put(target, { extend });
     return true;
   }
