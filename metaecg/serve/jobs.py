@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from metaecg.adapt.methods import import_peft
 from metaecg.errors import MetaECGError
 from metaecg.serve.api_errors import code_and_status, error_body
@@ -93,10 +95,10 @@ class JobWorkers:
             self._cancelled.add(job_id)
 
     def _run(self) -> None:
-        # PEFT takes seconds to import: the first patient shouldn't wait for it, nor the start.
+        # What a first request or fit would load takes seconds; neither it nor the start should wait.
         if self._stop.wait(BEFORE_IMPORT_S):
             return
-        import_peft()
+        self._warm_up()
         while not self._stop.is_set():
             n_told = self._n_told
             try:
@@ -112,6 +114,12 @@ class JobWorkers:
                 self._work(*claimed)
             else:
                 self._rest(n_told)
+
+    def _warm_up(self) -> None:
+        import_peft()
+        base = self.services.base
+        window = np.zeros((1, base.n_leads, base.preprocessing.n_samples), dtype=np.float32)
+        self.services.detectors.mixed.logits(window, [None])
 
     def _rest(self, n_told: int) -> None:
         with self._wake:
