@@ -212,7 +212,7 @@ def test_an_unusable_recording_stops_the_rest_and_leaves_no_entry(root, tmp_path
     (root / "own" / "a.dat").write_bytes(b"")
     read, true_read = [], datasets.read_record
 
-    def slow_read(path):
+    def slow_read(path, **_):
         read.append(path.name)
         if path.name != "a":
             time.sleep(0.1)
@@ -228,7 +228,7 @@ def test_an_unusable_recording_stops_the_rest_and_leaves_no_entry(root, tmp_path
 def test_an_interruption_stops_the_rest(root, monkeypatch):
     read, true_read = [], datasets.read_record
 
-    def slow_read(path):
+    def slow_read(path, **_):
         read.append(path.name)
         if path.name != "a":
             time.sleep(0.1)
@@ -296,7 +296,7 @@ def test_a_folder_without_headers_is_refused(tmp_path):
 def test_two_recordings_of_one_person_lie_end_to_end(root, monkeypatch):
     true_read = datasets.read_record
     monkeypatch.setattr(
-        datasets, "read_record", lambda path: replace(true_read(path), subject_id="own/a")
+        datasets, "read_record", lambda path, **_: replace(true_read(path), subject_id="own/a")
     )
     data = prepare(root, ["own"])
     windows, one = data.of_subject("own/a"), data.records[0]

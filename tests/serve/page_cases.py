@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 from app_cases import Server, ended_job, recording_of, truth_of
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, TimeoutError, sync_playwright
 
 WINDOW_S = 2.0
 DURATION_S = 240.0
@@ -110,6 +110,18 @@ def press(page: Page, *keys: str) -> None:
     """Press keys one after the other."""
     for key in keys:
         page.keyboard.press(key)
+
+
+def chosen_by_enter(page: Page):
+    """Press Enter on a file field until the browser asks for a file, as a person would."""
+    for _ in range(6):
+        try:
+            with page.expect_file_chooser(timeout=WAIT_MS / 6) as chooser:
+                page.keyboard.press("Enter")
+            return chooser.value
+        except TimeoutError:
+            continue
+    raise AssertionError("Enter on the file field opens no chooser")
 
 
 def tab_to(page: Page, selector: str, *, key: str = "Tab", most: int = 80) -> None:

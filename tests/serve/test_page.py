@@ -8,6 +8,7 @@ from page_cases import (
     PIXELS_PER_S,
     WINDOW_S,
     ask,
+    chosen_by_enter,
     cursor_at,
     open_patient,
     opened_page,
@@ -88,9 +89,7 @@ def test_from_upload_to_a_personalized_prediction_with_keys_alone(browser, serve
         page.locator("#upload-open:focus").wait_for()
         page.keyboard.press("Enter")
         page.locator("#upload-files:focus").wait_for()
-        with page.expect_file_chooser() as chooser:
-            page.keyboard.press("Enter")
-        chooser.value.set_files(csv_file)
+        chosen_by_enter(page).set_files(csv_file)
         for field, text in (("fs", "250"), ("unit", "mV"), ("leads", "II"), ("name", "night")):
             tab_to(page, f"#upload-{field}")
             page.keyboard.type(text)

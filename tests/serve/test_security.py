@@ -331,7 +331,8 @@ def test_the_log_holds_no_token_no_name_no_note_and_no_signal(tmp_path):
         job = api.post(f"{patient}/personalizations", json={"method": "head"}).json()
         assert wait_for(api, job["job_id"])["state"] == "done"
         assert api.get(f"{address}/predictions").ok
-        assert api.get(f"{patient}?token=in-the-query").ok
+        assert api.get(patient).ok
+        assert api.get(f"{patient}?token=in-the-query").status_code == 422
         api.get("/v1/model", headers={"Authorization": "Bearer metaecg_wrong"})
         api.post(
             "/v1/patients", data=f'{{"note": "{NOTE}"', headers={"Content-Type": "application/json"}
