@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from metaecg.errors import ConfigError, MetaECGError
+from metaecg.serve.memory import limit_arenas
 from metaecg.serve.settings import Settings
 
 EXIT_BUG, EXIT_CONFIG, EXIT_DATA = 1, 2, 3
@@ -95,6 +96,7 @@ def _checked(values: dict[str, Any]) -> Settings:
 def _serve(settings: Settings) -> int:
     # Before torch is imported: its own choice is a thread per core for every computation.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.torch_threads))
+    limit_arenas()
     import uvicorn
 
     from metaecg.serve.app import create_app
