@@ -13,7 +13,7 @@ def limit_arenas(n_arenas: int = N_ARENAS) -> bool:
 
     By default glibc makes up to eight arenas per core, one for each new thread, and gives little of
     them back. A server whose threads handle signals of some megabytes then grows for as long as
-    there is an arena left to fragment: 45 MB in eight minutes, none with two arenas
+    there is an arena left to fragment: 45 MB in eight minutes, 3 MB with two arenas
     (docs/results/serve.md). ``MALLOC_ARENA_MAX`` in the environment is respected, and another C
     library is left alone. To be called before threads are started.
     """
