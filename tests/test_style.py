@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,12 @@ def test_a_file_has_at_most_four_hundred_lines():
         name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in FILES.items()
     }
     assert {name: n for name, n in lines.items() if n > MAX_LINES} == {}
+
+
+def test_no_two_files_of_tests_have_one_name():
+    # pytest imports them by their bare names: the second of two would not be collected.
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, n in names.items() if n > 1] == []
 
 
 def test_the_body_of_a_function_has_at_most_sixty_lines():
