@@ -19,7 +19,6 @@ from metaecg.client.results import (
 from metaecg.client.signals import AnyRecord, signal_of
 from metaecg.client.uploads import send_files, send_signal
 
-
 PAGE = 100
 """Patients in one answer."""
 

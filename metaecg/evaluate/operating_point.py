@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,17 +44,17 @@ def operating_point(
         subjects without VA ``hours``, ``n_subjects``, ``alarms_per_hour`` (adjacent flagged windows
         count once) and ``windows_per_hour``. None without an episode or without such a subject.
     """
-    highest = np.sort(_highest_of_episodes(held_out, dataset))[::-1]
+    highest = np.array([episode.highest for episode in tested_episodes(held_out, dataset)])
     if not len(highest) or not one_class:
         return None
-    threshold = float(highest[math.ceil(sensitivity * len(highest)) - 1])
+    threshold = threshold_that_finds(highest, sensitivity)
     databases = sorted({p.subject_id.split("/")[0] for p in one_class})
     return {
         "episode_sensitivity": float((highest >= threshold).mean()),
         "threshold": threshold,
         "n_episodes": len(highest),
         "without_va": {
-            name: _alarms(
+            name: alarms_without_va(
                 [p for p in one_class if p.subject_id.split("/")[0] == name],
                 threshold,
                 dataset.windows.window_s,
@@ -63,19 +64,43 @@ def operating_point(
     }
 
 
-def _highest_of_episodes(predictions: Sequence[Prediction], dataset: Dataset) -> list[float]:
-    """Return the highest probability of each episode that a test window labelled VA overlaps."""
+class TestedEpisode(NamedTuple):
+    """An annotated episode that a test window labelled VA overlaps."""
+
+    length_s: float
+    highest: float
+    """Highest probability of those windows."""
+    is_found: bool
+    """Whether one of them is flagged, at the threshold of its prediction."""
+
+
+def tested_episodes(predictions: Sequence[Prediction], dataset: Dataset) -> list[TestedEpisode]:
+    """Return the episodes of one method and seed that a test window labelled VA overlaps."""
     window_s, found = dataset.windows.window_s, []
     for p in predictions:
         for record_id, onset_s, stop_s in dataset.episodes(p.subject_id):
             inside = (p.record_ids == record_id) & (p.labels == 1)
             inside &= (p.start_s < stop_s) & (p.start_s + window_s > onset_s)
             if inside.any():
-                found.append(float(p.probabilities[inside].max()))
+                highest = float(p.probabilities[inside].max())
+                is_found = bool(p.flagged[inside].any())
+                found.append(TestedEpisode(stop_s - onset_s, highest, is_found))
     return found
 
 
-def _alarms(predictions: Sequence[Prediction], threshold: float, window_s: float) -> dict:
+def threshold_that_finds(highest: np.ndarray, sensitivity: float = SENSITIVITY) -> float:
+    """Return the highest threshold that at least this share of episodes reaches.
+
+    Examples
+    --------
+    >>> threshold_that_finds(np.array([0.2, 0.9, 0.5, 0.7]), 0.75)
+    0.5
+    """
+    return float(np.sort(highest)[::-1][math.ceil(sensitivity * len(highest)) - 1])
+
+
+def alarms_without_va(predictions: Sequence[Prediction], threshold: float, window_s: float) -> dict:
+    """Return ``n_subjects, hours, alarms_per_hour, windows_per_hour`` of subjects without VA."""
     hours = sum(len(p.labels) for p in predictions) * window_s / 3600
     flagged = [p.probabilities >= threshold for p in predictions]
     alarms = [
