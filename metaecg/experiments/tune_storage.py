@@ -17,9 +17,9 @@ counts as dead: another machine has no other way to know. On one machine the pro
 LOCKED_S = 60
 """How long a process waits for another that writes to the same SQLite file."""
 ATTEMPTS, PAUSE_S = 8, 0.5
-RACES = ("already exists", "nique", "duplicate", "locked")
+RACES = ("already exists", "unique", "duplicate", "locked")
 """Two processes may set up an empty database at once; then one of them tries again. These words of
-the database say so."""
+the database say so, in small or in capital letters."""
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def _with_attempts(build):
         try:
             return build()
         except races as error:
-            is_race = any(word in str(error) for word in RACES)
+            is_race = any(word in str(error).lower() for word in RACES)
             if not left or not is_race:
                 raise
             time.sleep(PAUSE_S)

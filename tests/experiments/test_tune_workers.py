@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from tune_cases import (
     LONGER,
     SMALL,
@@ -20,6 +21,7 @@ from tune_cases import (
 )
 
 from metaecg.errors import ConfigError
+from metaecg.experiments import tune_storage
 from metaecg.experiments.tune_storage import is_dead, opened_storage, shown, worker_name
 from metaecg.experiments.tune_study import find_study
 
@@ -100,6 +102,32 @@ def test_a_killed_worker_fails_its_trial_and_the_other_goes_on(tmp_path, started
     assert "its process was killed" in lost["reason"]
     assert [trial["state"] for trial in counted(study)] == ["complete"] * 4
     assert study["states"]["failed"] == 0
+
+
+def lost_race():
+    """Return what SQLite says to the second of two that set up the same database."""
+    engine = sqlalchemy.create_engine("sqlite://")
+    version = sqlalchemy.text("INSERT INTO alembic_version VALUES ('v3.0.0.d')")
+    with pytest.raises(sqlalchemy.exc.IntegrityError) as lost, engine.begin() as connection:
+        connection.execute(sqlalchemy.text("CREATE TABLE alembic_version (n TEXT PRIMARY KEY)"))
+        connection.execute(version)
+        connection.execute(version)
+    engine.dispose()
+    return lost.value
+
+
+def test_who_loses_the_race_for_a_new_file_opens_it_again(tmp_path, monkeypatch):
+    build, losses = tune_storage._database, [lost_race()]
+
+    def lose_once(*arguments):
+        if losses:
+            raise losses.pop()
+        return build(*arguments)
+
+    monkeypatch.setattr(tune_storage, "_database", lose_once)
+    monkeypatch.setattr(tune_storage, "PAUSE_S", 0)
+    with opened_storage(f"sqlite:///{tmp_path / 'study.db'}") as storage:
+        assert storage.get_all_studies() == []
 
 
 @pytest.mark.slow
