@@ -27,13 +27,11 @@ from metaecg.serve.segment_probabilities import (
 from metaecg.serve.segments import Segments
 from metaecg.serve.state import Services
 from metaecg.serve.store_rows import ActiveDetector
+from metaecg.serve.units import in_millivolts
 
 if TYPE_CHECKING:
     from metaecg.serve.mixed_adapters import LoadedAdapter
 
-MV_OF = {"mV": 1.0, "uV": 1e-3, "V": 1e3}
-HIGHEST_MV = 1e4
-"""No ECG has ten volts; a unit was stated wrongly."""
 MAX_WINDOWS = 1024
 """Of a stretch that is judged at once; a longer one is better stored as a recording."""
 
@@ -125,24 +123,6 @@ def windows_of(
             "measured throughout. Send a longer stretch without gaps."
         )
     return segments, inputs
-
-
-def in_millivolts(signal: np.ndarray, unit: str) -> np.ndarray:
-    """Return a signal in millivolts, float32; NaN stays NaN.
-
-    Examples
-    --------
-    >>> in_millivolts(np.array([500.0], dtype=np.float32), "uV").tolist()
-    [0.5]
-    """
-    if unit not in MV_OF:
-        raise DataError(f"unit is {unit[:20]!r}; expected mV, uV or V.")
-    signal_mv = signal if unit == "mV" else (signal * MV_OF[unit]).astype(np.float32)
-    if not (np.abs(signal_mv[~np.isnan(signal_mv)]) <= HIGHEST_MV).all():
-        raise DataError(
-            f"the signal goes beyond {HIGHEST_MV:g} mV, which no ECG does. Check the unit."
-        )
-    return signal_mv
 
 
 def own_threshold(

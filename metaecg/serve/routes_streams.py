@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from metaecg.data.preprocessing import MARGIN_S
 from metaecg.serve.api_errors import ApiError
 from metaecg.serve.auth import OrgId
-from metaecg.serve.predicting import in_millivolts, names_of, own_threshold
+from metaecg.serve.predicting import names_of, own_threshold
 from metaecg.serve.recordings import positive_column
 from metaecg.serve.routes_common import GUARDED, StreamId, Subject, problems
 from metaecg.serve.schemas_predictions import (
@@ -24,6 +24,7 @@ from metaecg.serve.state import Parts, Services
 from metaecg.serve.store_errors import ConflictError
 from metaecg.serve.store_rows import Stream
 from metaecg.serve.streams import LiveStream
+from metaecg.serve.units import in_millivolts
 
 router = APIRouter(prefix="/v1", tags=["streams"])
 

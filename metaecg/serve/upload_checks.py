@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from metaecg.errors import DataError
+from metaecg.serve.units import MAX_ABS_MV, mv_per_unit
 
-MV_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "v": 1e3}  # by lower-case unit, µ spelt u
-MAX_ABS_MV = 1e4
-"""Ten volts: no electrode gives more, so the unit or the gain is wrong."""
 MAX_CHANNELS = 256
 """Columns of a file, of which at most `UploadLimits.n_leads` are taken."""
 MAX_NAME = 64
@@ -100,19 +98,6 @@ def single_file(files, what: str) -> tuple[str, bytes]:
             f"{len(files)} files were sent; {what} is one file. Send each recording by itself."
         )
     return next(iter(files.items()))
-
-
-def mv_per_unit(unit: object, *, where: str) -> float:
-    """Return the millivolts of one `unit`; a unit that is no voltage is a DataError."""
-    text = str(unit).strip()
-    for micro in ("\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}"):
-        text = text.replace(micro, "u")
-    if not isinstance(unit, str) or text.lower() not in MV_PER_UNIT:
-        raise DataError(
-            f"{where}: the unit is {quoted(unit)}; expected mV, uV or V. Convert the signal to "
-            "millivolts, or leave out what is no ECG lead."
-        )
-    return MV_PER_UNIT[text.lower()]
 
 
 def stated_unit(facts: UploadFacts) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from metaecg.errors import DataError
+from metaecg.serve.units import mv_per_unit
 from metaecg.serve.upload_checks import (
     Columns,
     UploadFacts,
@@ -16,7 +17,6 @@ from metaecg.serve.upload_checks import (
     check_lengths,
     check_same_unit,
     chosen_columns,
-    mv_per_unit,
     quoted,
     single_file,
 )

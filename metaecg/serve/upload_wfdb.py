@@ -17,6 +17,7 @@ import numpy as np
 from metaecg.data.headers import read_header
 from metaecg.data.records import read_signal
 from metaecg.errors import DataError
+from metaecg.serve.units import mv_per_unit
 from metaecg.serve.upload_checks import (
     MAX_CHANNELS,
     Columns,
@@ -28,7 +29,6 @@ from metaecg.serve.upload_checks import (
     check_same_unit,
     chosen_columns,
     distinct_names,
-    mv_per_unit,
     quoted,
 )
 
