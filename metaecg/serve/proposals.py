@@ -15,7 +15,8 @@ from metaecg.errors import DataError
 from metaecg.serve.segments import Segments
 
 N_SHOTS = 10
-"""Labels per class that are collected before anything else."""
+"""Labels per class that are advised, and collected before anything else: what the library's figures are
+measured with."""
 N_COMPONENTS = 8
 N_KINDS = 12
 """Kinds of segment that a recording is divided into, and one more for every proposal."""

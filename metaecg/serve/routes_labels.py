@@ -11,6 +11,7 @@ from metaecg.errors import DataError
 from metaecg.serve.auth import OrgId
 from metaecg.serve.labelling import proposals_for
 from metaecg.serve.predicting import labels_of
+from metaecg.serve.proposals import N_SHOTS
 from metaecg.serve.recordings import Opened, open_recording
 from metaecg.serve.routes_common import GUARDED, Recording, StartS, StopS, Subject, problems
 from metaecg.serve.schemas_recordings import (
@@ -23,7 +24,7 @@ from metaecg.serve.schemas_recordings import (
 )
 from metaecg.serve.segments import Segments
 from metaecg.serve.signals import DIGITS
-from metaecg.serve.state import N_SHOTS, Parts, Services
+from metaecg.serve.state import Parts, Services
 
 router = APIRouter(prefix="/v1/patients/{subject_id}", tags=["labels"])
 MAX_INDEX = 2**31 - 1

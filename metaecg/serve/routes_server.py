@@ -12,6 +12,7 @@ from metaecg.errors import MetaECGError
 from metaecg.serve.api_errors import not_found
 from metaecg.serve.auth import OrgId
 from metaecg.serve.personalizing import DEFAULT_METHOD
+from metaecg.serve.proposals import N_SHOTS
 from metaecg.serve.routes_common import problems
 from metaecg.serve.schemas import Health, Limits, ModelFacts, Ready
 from metaecg.serve.segment_probabilities import (
@@ -20,7 +21,7 @@ from metaecg.serve.segment_probabilities import (
     rhythms_of,
     threshold_of,
 )
-from metaecg.serve.state import N_SHOTS, Parts
+from metaecg.serve.state import Parts
 
 router = APIRouter()
 PAGES = Path(__file__).parent / "pages"

@@ -20,8 +20,6 @@ from metaecg.serve.settings import MIB, Settings
 from metaecg.serve.store import Store
 
 LOG = logging.getLogger("metaecg.serve")
-N_SHOTS = 10
-"""Labels per class that are advised: what the library's figures are measured with."""
 
 
 @dataclass(kw_only=True)
