@@ -9,17 +9,18 @@ from pathlib import Path
 
 
 def methods_table(results: dict) -> str:
-    """Return a row per method: AUC and F1 over subjects, pooled AUC and F1."""
+    """Return a row per method: AUC and F1 over subjects, pooled, episodes found, false windows per hour."""
     lines = [
-        "| method | AUC, mean [95 %] | std | worst | F1 | pooled AUC | pooled F1 |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| method | AUC, mean [95 %] | std | worst | F1 | pooled AUC | pooled F1 | episodes found | false/h |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, figures in results["methods"].items():
         auc, f1, pooled = figures["subject_auc"], figures["subject_f1"], figures["pooled"]
         low, high = auc["ci95"]
         lines.append(
             f"| `{name}` | {auc['mean']:.3f} [{low:.3f}, {high:.3f}] | {auc['std']:.3f} | "
-            f"{auc['worst']:.3f} | {f1['mean']:.3f} | {pooled['auc']:.3f} | {pooled['f1']:.3f} |"
+            f"{auc['worst']:.3f} | {f1['mean']:.3f} | {pooled['auc']:.3f} | {pooled['f1']:.3f} | "
+            f"{figures['episode_sensitivity']:.2f} | {figures['false_alarms_per_hour']:.0f} |"
         )
     return "\n".join(lines)
 
