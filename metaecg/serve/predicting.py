@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from metaecg.errors import DataError
+from metaecg.errors import CheckpointError, DataError
 from metaecg.serve.api_errors import ApiError
 from metaecg.serve.personalizing import check_rhythm
 from metaecg.serve.recordings import (
@@ -225,5 +225,13 @@ def _looked_up(
 
 
 def _loaded(services: Services, org_id: int, wanted: dict[str, ActiveDetector]) -> dict:
-    load = services.detectors.load
-    return {s: load(org_id, s, found.version, found.digest) for s, found in wanted.items()}
+    return {s: _loaded_one(services, org_id, s, found) for s, found in wanted.items()}
+
+
+def _loaded_one(services: Services, org_id: int, subject_id: str, found: ActiveDetector):
+    try:
+        return services.detectors.load(org_id, subject_id, found.version, found.digest)
+    except CheckpointError as error:  # among many patients it must be said whose it is
+        raise CheckpointError(
+            f"version {found.version} of patient {subject_id!r} can't be used: {error}"
+        ) from error
