@@ -114,6 +114,8 @@ class WindowStream:
         low, high = max(low, 0), high - self._buffer_start + 1
         piece = self._buffer[:, low:high]
         for start, stop in measured_segments(piece):
+            if (stop - start) / self.fs_hz < self.preprocessing.window_s:  # as `cut_at`
+                continue
             filtered, grid = filter_segment(
                 piece[:, start:stop],
                 start=self._buffer_start + low + start,

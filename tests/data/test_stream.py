@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from metaecg.data.preprocessing import MARGIN_S, Preprocessing
+from metaecg.data.preprocessing import MARGIN_S, Preprocessing, filter_segment
 from metaecg.data.records import read_record
 from metaecg.data.stream import WindowStream
 from metaecg.data.windows import cut_windows
@@ -153,3 +153,20 @@ def test_a_state_that_cannot_be_is_refused(changes, message):
     state = WindowStream(fs_hz=250.0, n_leads=1, preprocessing=P).to_dict()
     with pytest.raises(ValueError, match=message):  # DataError is one
         WindowStream.from_dict(state | changes)
+
+
+@pytest.mark.parametrize("fs_hz", [360.0, 250.0, 128.0])
+def test_stretches_shorter_than_a_window_are_not_filtered(make_record, monkeypatch, fs_hz):
+    """Every second sample missing: 20 s would be thousands of stretches of one sample each."""
+    rng = np.random.default_rng(11)
+    signal_mv = rng.normal(size=(1, round(20 * fs_hz)))
+    signal_mv[:, : round(8 * fs_hz) : 2] = np.nan
+    lengths = []
+
+    def counted(segment_mv, **options):
+        lengths.append(segment_mv.shape[1])
+        return filter_segment(segment_mv, **options)
+
+    monkeypatch.setattr("metaecg.data.stream.filter_segment", counted)
+    assert_stream_equals_file(make_record(signal_mv, fs_hz=fs_hz), rng=rng)
+    assert lengths and min(lengths) >= P.window_s * fs_hz
