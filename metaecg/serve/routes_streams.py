@@ -7,6 +7,7 @@ import numpy as np
 from fastapi import APIRouter
 
 from metaecg.data.preprocessing import MARGIN_S
+from metaecg.errors import DataError
 from metaecg.serve.api_errors import ApiError
 from metaecg.serve.auth import OrgId
 from metaecg.serve.predicting import names_of, own_threshold
@@ -27,6 +28,8 @@ from metaecg.serve.streams import LiveStream
 from metaecg.serve.units import in_millivolts
 
 router = APIRouter(prefix="/v1", tags=["streams"])
+MAX_CHUNK_S = 60.0
+"""A longer chunk would hold up others, and its windows are no longer live."""
 
 
 @router.post("/patients/{subject_id}/streams", status_code=201, responses=problems(*GUARDED))
@@ -61,30 +64,25 @@ def open_stream(subject_id: Subject, body: NewStream, org_id: OrgId, services: P
 
 @router.post("/streams/{stream_id}/chunks", responses=problems(*GUARDED, 409))
 def push_chunk(stream_id: StreamId, body: NewChunk, org_id: OrgId, services: Parts) -> ChunkOut:
-    """Send the next chunk. The last one may be sent again and is answered the same."""
-    stream = services.store.get_stream(org_id, stream_id)
-    kept = stream.answers
-    if kept["is_closed"]:
-        raise ConflictError(f"stream {stream_id!r} is closed. Open another one.")
+    """Send the next chunk, up to a minute. The last one may be sent again and is answered the same."""
     digest = hashlib.sha256(body.signal.tobytes()).hexdigest()
-    if body.sequence == stream.next_sequence - 1:
-        if digest != kept["digest"]:
-            raise ConflictError(
-                f"chunk {body.sequence} was sent before with other samples: two senders share the "
-                "stream, or one has lost its place. Open another stream."
-            )
-        return ChunkOut(next_sequence=stream.next_sequence, windows=kept["windows"])
-    if body.sequence != stream.next_sequence:
-        raise ApiError(
-            "conflict",
-            f"chunk {body.sequence} was sent; chunk {stream.next_sequence} comes next. Send the chunks "
-            "in their order, none twice but the last.",
-            {"next_sequence": stream.next_sequence},
-        )
+    stream = services.store.get_stream(org_id, stream_id)
+    told = _told_of_chunk(stream, body.sequence, digest)
+    if told is not None:
+        return told
     live, adapter = _opened(services, org_id, stream)
-    found = live.push(in_millivolts(body.signal, kept["unit"])[None])
+    _refuse_long(body.signal, live.fs_hz)
+    found = live.push(in_millivolts(body.signal, stream.answers["unit"])[None])
     windows = _shown(services, live, adapter, found)
-    _keep(services, org_id, stream, live.to_bytes(), windows, digest=digest)
+    try:
+        _keep(services, org_id, stream, live.to_bytes(), windows, digest=digest)
+    except (
+        ConflictError
+    ):  # the same chunk, sent again while this one was at work, may have been first
+        told = _told_of_chunk(services.store.get_stream(org_id, stream_id), body.sequence, digest)
+        if told is None:
+            raise
+        return told
     return ChunkOut(next_sequence=stream.next_sequence + 1, windows=windows)
 
 
@@ -96,8 +94,44 @@ def close_stream(stream_id: StreamId, org_id: OrgId, services: Parts) -> StreamE
         return StreamEnd(windows=stream.answers["windows"])
     live, adapter = _opened(services, org_id, stream)
     windows = _shown(services, live, adapter, live.close())
-    _keep(services, org_id, stream, b"", windows, is_closed=True)
+    try:
+        _keep(services, org_id, stream, b"", windows, is_closed=True)
+    except ConflictError:  # another request may have closed it meanwhile
+        stream = services.store.get_stream(org_id, stream_id)
+        if not stream.answers["is_closed"]:
+            raise
+        return StreamEnd(windows=stream.answers["windows"])
     return StreamEnd(windows=windows)
+
+
+def _told_of_chunk(stream: Stream, sequence: int, digest: str) -> ChunkOut | None:
+    """Return the answer if it is the last chunk again, ``None`` for the next one; others are refused."""
+    kept = stream.answers
+    if kept["is_closed"]:
+        raise ConflictError(f"stream {stream.stream_id!r} is closed. Open another one.")
+    if sequence == stream.next_sequence:
+        return None
+    if sequence != stream.next_sequence - 1:
+        raise ApiError(
+            "conflict",
+            f"chunk {sequence} was sent; chunk {stream.next_sequence} comes next. Send the chunks "
+            "in their order, none twice but the last.",
+            {"next_sequence": stream.next_sequence},
+        )
+    if digest != kept["digest"]:
+        raise ConflictError(
+            f"chunk {sequence} was sent before with other samples: two senders share the "
+            "stream, or one has lost its place. Open another stream."
+        )
+    return ChunkOut(next_sequence=stream.next_sequence, windows=kept["windows"])
+
+
+def _refuse_long(signal: np.ndarray, fs_hz: float) -> None:
+    if len(signal) > MAX_CHUNK_S * fs_hz:
+        raise DataError(
+            f"the chunk lasts {len(signal) / fs_hz:g} s; at most {MAX_CHUNK_S:g} s are taken at "
+            "once. Send it in parts, each with the next number."
+        )
 
 
 def _opened(services: Services, org_id: int, stream: Stream):
@@ -124,7 +158,6 @@ def _shown(services: Services, live: LiveStream, adapter, found) -> list[dict]:
         )
         for window, name in zip(found, names, strict=True)
     ]
-    services.metrics.windows.inc(len(shown))
     return [window.model_dump() for window in shown]
 
 
@@ -140,3 +173,4 @@ def _keep(
         answers={**stream.answers, "windows": windows, **changed},
         after=stream.next_sequence,
     )
+    services.metrics.windows.inc(len(windows))

@@ -89,6 +89,11 @@ class LiveStream:
         self._is_closed = False
 
     @property
+    def fs_hz(self) -> float:
+        """Sampling rate of the signal, hertz."""
+        return self._windows.fs_hz
+
+    @property
     def is_closed(self) -> bool:
         """Whether the stream has ended."""
         return self._is_closed
