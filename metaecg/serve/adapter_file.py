@@ -10,7 +10,7 @@ Nothing is unpickled. Whatever is wrong with the bytes is a CheckpointError.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from metaecg.errors import CheckpointError
@@ -67,13 +67,15 @@ def load_adapter(data: bytes, base: "BaseModel") -> "Personalizer":
             f"{strange[0]!r} of the adapter isn't finite everywhere. Fit it again."
         )
     try:
-        return Personalizer.from_document(tensors, document, base)
+        personal = Personalizer.from_document(tensors, document, base)
     except (KeyError, AttributeError, RuntimeError, OverflowError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
             f"the adapter's document can't be used ({type(error).__name__}: {error}). {AGAIN}"
         ) from error
+    _check_support(document["n_support"], base.classes)
+    return personal
 
 
 def packed(tensors: "Mapping[str, Tensor]", document: dict) -> bytes:
@@ -175,7 +177,8 @@ def _content(data: bytes) -> dict:
         content = json.loads(table_and_metadata(data)[1][KEY])
         version, document = content["format_version"], content["document"]
         missing = [key for key in REQUIRED_KEYS if key not in document and key != "weights_sha256"]
-        is_usable = isinstance(document, dict) and isinstance(document.get("params"), dict)
+        params = document.get("params")
+        is_usable = isinstance(params, dict) and params.get("method") == document.get("method")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"the file says nothing of an adapter ({type(error).__name__}); expected one that "
@@ -187,8 +190,22 @@ def _content(data: bytes) -> dict:
             "Update metaecg or export the adapter again."
         )
     if missing or not is_usable:
-        raise CheckpointError(f"the adapter's document lacks {missing or 'params'}. {AGAIN}")
+        raise CheckpointError(
+            f"the adapter's document lacks {missing or 'parameters of its own method'}. {AGAIN}"
+        )
     return content
+
+
+def _check_support(n_support: object, classes: Sequence[str]) -> None:
+    """Refuse what isn't class names and how many labels each has; nothing else looks at it."""
+    is_counted = isinstance(n_support, dict) and all(
+        name in classes and type(n) is int and n >= 0 for name, n in n_support.items()
+    )
+    if not is_counted:
+        raise CheckpointError(
+            f"n_support of the adapter's document is {str(n_support)[:100]}; expected whole numbers of "
+            f"labels by class, such as {dict.fromkeys(classes, 10)}. {AGAIN}"
+        )
 
 
 def _checksum(document: dict, table: dict, numbers: bytes) -> str:

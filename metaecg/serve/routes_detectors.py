@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
+from metaecg.errors import CheckpointError
 from metaecg.serve.api_errors import ApiError
 from metaecg.serve.auth import OrgId
 from metaecg.serve.jobs import PERSONALIZE
@@ -76,7 +77,12 @@ def list_detectors(subject_id: Subject, org_id: OrgId, services: Parts) -> Detec
 def activate_detector(
     subject_id: Subject, version: Version, org_id: OrgId, services: Parts
 ) -> DetectorList:
-    """Bring a version into use, such as an older one; 0 is the base itself."""
+    """Bring a version into use, such as an older one; 0 is the base itself.
+
+    One that was fitted on another base than this server's is refused.
+    """
+    if version != 0:
+        _check_base(services, services.store.get_detector(org_id, subject_id, version))
     services.store.activate(org_id, subject_id, version)
     services.forget(org_id, subject_id)
     return _versions(services, org_id, subject_id)
@@ -141,6 +147,7 @@ def detector_out(info: DetectorInfo) -> DetectorOut:
         version=info.version,
         created_at=info.created_at,
         is_active=info.is_active,
+        base_fingerprint=info.base_fingerprint,
         method=facts.pop("method", None),
         rhythm=facts.pop("rhythm", None),
         n_support=facts.pop("n_support", {}),
@@ -161,6 +168,7 @@ def _imported(
     from metaecg.serve.adapter_file import load_adapter
 
     personal = load_adapter(data, services.base)
+    services.detectors.mixed.reader.read(data)  # it is what judges: it must be able to, too
     facts = facts_of(personal, personal.fitted_params_["rhythm"], "import")
     info = services.store.add_detector(
         org_id,
@@ -172,6 +180,16 @@ def _imported(
     )
     services.forget(org_id, subject_id)
     return info
+
+
+def _check_base(services: Services, info: DetectorInfo) -> None:
+    """Refuse a version that this server couldn't judge with."""
+    own = services.base.fingerprint
+    if info.base_fingerprint != own:
+        raise CheckpointError(
+            f"version {info.version} belongs to the base {info.base_fingerprint}; this server's is "
+            f"{own}. Activate a version of this base or 0, or personalize again."
+        )
 
 
 def _check_queue(services: Services, org_id: int, subject_id: str) -> None:

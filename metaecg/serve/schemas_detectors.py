@@ -76,6 +76,9 @@ class DetectorOut(Strict):
     version: int = Field(ge=1, description="1 is the first one; 0, the base itself, isn't listed.")
     created_at: Moment = Field(description="When it was stored, UTC.")
     is_active: bool = Field(description="Whether it is in use.")
+    base_fingerprint: str = Field(
+        description="The base that it belongs to; one of another base than /v1/model names can't be used."
+    )
     method: str | None = Field(description="What was trained.")
     rhythm: str | None = Field(description="How neighbours in time count.")
     n_support: dict[str, int] = Field(description="Class to labels that it was fitted to.")

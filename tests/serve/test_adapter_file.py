@@ -129,6 +129,7 @@ def test_metadata_that_say_nothing_of_an_adapter_are_refused(base, content):
         {"rhythm_chain": {"p_onset": 9}},
         {"rhythm_chain": None},
         {"params": []},
+        {"params": {}},
         {"params": {"surprise": 1}},
         {"n_support": 3},
         {"adapted_layers": 7},
