@@ -3,11 +3,11 @@
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from cachetools import LRUCache, TTLCache
 
+from metaecg.serve.caches import SingleFlight
 from metaecg.serve.mixed import MixedBatch
 from metaecg.serve.mixed_adapters import LoadedAdapter
 
@@ -62,7 +62,7 @@ class DetectorCache:
             max_bytes, getsizeof=lambda adapter: adapter.n_bytes
         )
         self._versions = TTLCache(MAX_VERSIONS, known_for_s, timer=clock)
-        self._loading: dict[Key, Future[LoadedAdapter]] = {}
+        self._loading = SingleFlight()
         self._n_forgotten = 0
 
     @property
@@ -109,12 +109,7 @@ class DetectorCache:
                 self.n_hits += 1
                 return found
             self.n_misses += 1
-            waiting = self._loading.get(key)
-            if waiting is None:
-                future = self._loading[key] = Future()
-        if waiting is not None:
-            return waiting.result()
-        return self._load(key, future)
+        return self._loading.do(key, lambda: self._load(key))
 
     def peek(self, org_id: int, subject_id: str, version: int, digest: str) -> LoadedAdapter | None:
         """Return the adapter if it is in memory, at once; ``None`` says nothing of the store."""
@@ -131,24 +126,18 @@ class DetectorCache:
                 for key in [key for key in cache if key[:2] == (org_id, subject_id)]:
                     cache.pop(key, None)
 
-    def _load(self, key: Key, future: Future) -> LoadedAdapter:
+    def _load(self, key: Key) -> LoadedAdapter:
         org_id, subject_id, version, digest = key
-        try:
-            n_forgotten = self._n_forgotten
-            data = self._store.read_adapter(org_id, subject_id, version)
-            adapter = self.mixed.reader.read(data, version=version, digest=digest)
-        except BaseException as error:
-            future.set_exception(error)
-            raise
-        else:
-            with self._lock:
-                if adapter.n_bytes <= self._adapters.maxsize and n_forgotten == self._n_forgotten:
-                    self._adapters[key] = adapter
-            future.set_result(adapter)
-            return adapter
-        finally:
-            with self._lock:
-                self._loading.pop(key, None)
+        with self._lock:
+            found, n_forgotten = self._adapters.get(key), self._n_forgotten
+        if found is not None:  # somebody has ended reading it just now
+            return found
+        data = self._store.read_adapter(org_id, subject_id, version)
+        adapter = self.mixed.reader.read(data, version=version, digest=digest)
+        with self._lock:
+            if adapter.n_bytes <= self._adapters.maxsize and n_forgotten == self._n_forgotten:
+                self._adapters[key] = adapter
+        return adapter
 
     def _version(self, org_id: int, subject_id: str, version: int | None) -> tuple[int, str]:
         """Return number and digest, from the store if they aren't known."""
