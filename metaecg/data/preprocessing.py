@@ -220,8 +220,16 @@ def filter_segment(
 
 def measured_segments(signal_mv: np.ndarray) -> list[tuple[int, int]]:
     """Return the half-open sample ranges in which every lead holds finite samples."""
+    return [(start, stop) for start, stop in measured_bounds(signal_mv).tolist()]
+
+
+def measured_bounds(signal_mv: np.ndarray) -> np.ndarray:
+    """Return what `measured_segments` gives as an array of shape ``(n, 2)``, int64.
+
+    A list takes many times the memory where a signal has a gap every few samples.
+    """
     finite = np.isfinite(signal_mv).all(axis=0)
-    if finite.all():
-        return [(0, len(finite))] if len(finite) else []
+    if len(finite) and finite.all():
+        return np.array([[0, len(finite)]], dtype=np.int64)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], finite, [False]]).astype(np.int8)))
-    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
+    return edges.reshape(-1, 2).astype(np.int64)

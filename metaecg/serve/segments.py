@@ -118,7 +118,7 @@ class Segmentation(ABC):
         fs_hz: float,
         peaks: np.ndarray | None = None,
         *,
-        measured: Sequence[tuple[int, int]] | None = None,
+        measured: Sequence[tuple[int, int]] | np.ndarray | None = None,
     ) -> Segments:
         """Return the segments of a recording without its signal.
 
@@ -326,15 +326,15 @@ def _needed_peaks(peaks: np.ndarray | None) -> np.ndarray:
 def _fully_measured(
     start_s: np.ndarray,
     fs_hz: float,
-    measured: Sequence[tuple[int, int]],
+    measured: Sequence[tuple[int, int]] | np.ndarray,
     preprocessing: Preprocessing,
 ) -> np.ndarray:
     """Return which windows lie in a measured range, on the same grid as `filter_segment`'s."""
-    long = [(a, b) for a, b in measured if (b - a) / fs_hz >= preprocessing.window_s]
-    if not long:
+    ranges = np.asarray(measured, dtype=np.int64).reshape(-1, 2)
+    start, stop = ranges[np.diff(ranges)[:, 0] / fs_hz >= preprocessing.window_s].T
+    if not len(start):
         return np.zeros(len(start_s), dtype=bool)
     ratio = Fraction(preprocessing.fs_hz / fs_hz).limit_denominator(1000)
-    start, stop = np.array(long, dtype=np.int64).T
     low = -(-start * ratio.numerator // ratio.denominator)
     high = stop * ratio.numerator // ratio.denominator
     first = np.round(start_s * preprocessing.fs_hz).astype(np.int64)
