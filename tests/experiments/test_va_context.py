@@ -1,15 +1,17 @@
 """Ensembles, context and the curve over shots in va_fewshot, on generated patients."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from metaecg import WindowSet, load_base
 from metaecg.evaluate.predictions import load_predictions
-from metaecg.experiments.va_fewshot import main
+from metaecg.experiments.config import build_config, load_yaml
+from metaecg.experiments.va_fewshot import main, prepare_windows
 from metaecg.experiments.va_methods import METHODS, points_of_curve
-from metaecg.experiments.va_personal import is_on_curve
+from metaecg.experiments.va_personal import is_on_curve, predict_subject
 
 QUICK = ("--quick", "--workers", "1", "tracking.enabled=false", "budget_windows=4000")
 NAMES = (
@@ -64,13 +66,21 @@ def test_context_changes_the_probabilities_and_says_how_far_it_looks_ahead(run):
 
 
 @pytest.mark.slow
-def test_causal_probabilities_do_not_change_with_what_comes_later(run):
-    """The last test window is left out by hand: the others' causal posterior is as before."""
-    base = load_base(run / "out" / "model")
-    logits, start_s = np.array([3.0, -2.0, 4.0, -6.0]), 2.0 * np.arange(4)
-    whole = base.rhythm.posterior(logits, start_s, mode="causal")
-    cut = base.rhythm.posterior(logits[:3], start_s[:3], mode="causal")
-    assert np.array_equal(whole[:3], cut)
+def test_causal_predictions_of_the_run_do_not_change_with_what_comes_later(run):
+    """A subject is predicted once more without its last windows; offline that changes what is before."""
+    config = build_config(load_yaml(run / "out" / "config.yaml"))
+    base, dataset = load_base(run / "out" / "model"), prepare_windows(config)
+    subject_id = next(iter(results_of(run / "out")["methods"]["ensemble+full"]["subjects"]))
+    windows = dataset.of_subject(subject_id)
+    shorter = replace(dataset, windows=windows.select(np.arange(len(windows) - 10)))
+    for name, is_same in (("ensemble+full+causal", True), ("ensemble+full+offline", False)):
+        whole, cut = (
+            predict_subject(name, METHODS[name], "ensemble", 0, base, subject_id, config, data)
+            for data in (dataset, shorter)
+        )
+        assert len(whole.probabilities) == len(cut.probabilities) + 10
+        before = whole.probabilities[: len(cut.probabilities)]
+        assert np.allclose(before, cut.probabilities, rtol=0, atol=1e-6) == is_same, name
 
 
 @pytest.mark.slow

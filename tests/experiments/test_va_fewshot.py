@@ -205,10 +205,15 @@ def test_the_same_command_gives_the_same_numbers_whatever_the_number_of_processe
 
 @pytest.mark.slow
 def test_shuffled_labels_stay_at_chance(tmp_path):
-    assert run(tmp_path, "--methods", "shuffled-labels", "--seeds", "0,1") == 0
+    """One seed's mean lies 0.07 off as it happens, that of six 0.03.
+
+    Told the true labels of the support it is 0.97, with a base that was told the true ones 0.60.
+    """
+    assert run(tmp_path, "--methods", "shuffled-labels", "--seeds", "0,1,2,3,4,5") == 0
     auc = results_of(tmp_path)["methods"]["shuffled-labels"]["subject_auc"]
     low, high = auc["ci95"]
     assert low < 0.5 < high
+    assert auc["mean"] == pytest.approx(0.5, abs=0.08)
 
 
 @pytest.mark.slow
