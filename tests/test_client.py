@@ -259,6 +259,26 @@ def test_a_long_signal_goes_as_csv_and_arrives_as_the_short_one(client, monkeypa
     np.testing.assert_array_equal(ways[0][1], ways[1][1])
 
 
+@pytest.mark.parametrize(
+    "names", [["0"], ["0", "1"], ["s", "index"], ["V5, new", 'the "old" one'], ["I;II"], ["nan"]]
+)
+def test_whatever_the_leads_are_called_csv_arrives_as_json_does(client, monkeypatch, names):
+    values = np.zeros((len(names), 1000), dtype=np.float32)
+    values[:, 1:] = np.random.default_rng(4).normal(size=(len(names), 999))
+    if (subject_id := "names") not in [patient.subject_id for patient in client.patients()]:
+        client.create_patient(subject_id)
+    ways = []
+    for most in (10**9, 10):
+        monkeypatch.setattr(uploads_module, "MAX_JSON_SAMPLES", most)
+        recording = client.add_recording(
+            subject_id, values, fs_hz=250.0, unit="mV", lead_names=names
+        )
+        found = client.segments(subject_id, recording.recording_id, signal=True)
+        ways.append((recording.lead_names, recording.n_samples, *np.concatenate(found.signal_mv)))
+    assert ways[0] == ways[1]
+    assert ways[0][:2] == (tuple(names), 1000)
+
+
 def test_patients_are_listed_page_by_page_and_deleted(client, monkeypatch):
     names = [f"page-{i}" for i in range(5)]
     for name in names:

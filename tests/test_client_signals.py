@@ -1,5 +1,6 @@
 """Signals and marks on their way to the server: facts are stated, numbers arrive as they are."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from metaecg.client.errors import ServerError
 from metaecg.client.marks import joined, labels_of_mark
 from metaecg.client.results import Segments, StreamWindows, read, read_rows
-from metaecg.client.signals import csv_signal, json_signal, numbers, signal_of
+from metaecg.client.signals import csv_row, csv_signal, json_signal, numbers, signal_of
 from metaecg.client.uploads import format_of, send_files
 from metaecg.errors import DataError
 
@@ -69,12 +70,34 @@ def test_every_float32_and_every_gap_arrives_as_it_is():
     signal = signal_of(values, fs_hz=250.0, unit="uV", lead_names=["II", "V5"])
     back = np.array(json.loads(json_signal(signal)), dtype=np.float32)
     np.testing.assert_array_equal(back, values)
-    rows = [line.split(",") for line in csv_signal(signal).decode().splitlines()]
+    head, *rows = [line.split(",") for line in csv_signal(signal).decode().splitlines()]
+    assert head == ['"II"', '"V5"']
     np.testing.assert_array_equal(np.array(rows, dtype=np.float32).T, values)
 
 
 def test_numbers_are_text_with_the_gap_that_was_asked_for():
-    assert numbers(np.array([0.1, np.nan, -2.0], np.float32), gap="null") == "0.100000001,null,-2"
+    assert numbers(np.array([0.1, np.nan, -2.0], np.float32), gap="null") == "0.1,null,-2.0"
+
+
+def test_numbers_are_exact_whatever_the_caller_prints():
+    third = np.array([1 / 3], np.float32)
+    with np.printoptions(legacy="1.13", precision=2):
+        text = numbers(third, gap="null"), csv_signal(signal_of(third, **FACTS)).split()[1].decode()
+    assert text == ("0.33333334", "0.33333334")
+
+
+def test_a_day_of_three_leads_from_a_converter_fits_into_an_upload():
+    steps = np.random.default_rng(1).integers(-2048, 2048, (3, 10_000))
+    signal = signal_of(steps / 200, fs_hz=250.0, unit="mV", lead_names=["I", "II", "V5"])
+    per_row = len(csv_signal(signal)) / steps.shape[1]
+    assert per_row * 250 * 86400 < 400 * 2**20  # the default is 512
+
+
+def test_a_comma_or_a_quotation_mark_in_a_name_of_a_lead_stays_in_it():
+    names = ["V5, new", 'the "old" one']
+    signal = signal_of(np.zeros((2, 1)), fs_hz=250.0, unit="mV", lead_names=names)
+    assert next(csv.reader(csv_signal(signal).decode().splitlines())) == names
+    assert next(csv.reader([csv_row(names)])) == names
 
 
 def windows_of(n: int, width_s: float = 2.0) -> Segments:

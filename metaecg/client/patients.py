@@ -16,7 +16,7 @@ from metaecg.client.results import (
     read,
     read_rows,
 )
-from metaecg.client.signals import AnyRecord, signal_of
+from metaecg.client.signals import AnyRecord, csv_row, signal_of
 from metaecg.client.uploads import send_files, send_signal
 
 PAGE = 100
@@ -116,7 +116,7 @@ class AbstractPatients:
         facts = {
             "fs_hz": fs_hz,
             "unit": unit,
-            "lead_names": None if lead_names is None else ",".join(lead_names),
+            "lead_names": None if lead_names is None else csv_row(lead_names),
         }
         return send_files(
             self._http,

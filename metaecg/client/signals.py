@@ -1,5 +1,7 @@
 """A signal on its way to the server: unit, rate and lead names are said, gaps are null."""
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -84,9 +86,8 @@ def signal_of(
 
 
 def numbers(values: np.ndarray, *, gap: str) -> str:
-    """Return a float32 array as text, nine digits (which is exact), `gap` for NaN."""
-    text = ",".join(["%.9g"] * len(values)) % tuple(values.tolist())
-    return text.replace("nan", gap)
+    """Return a float32 array as text, `gap` for NaN."""
+    return ",".join(_texts(values)).replace("nan", gap)
 
 
 def json_signal(signal: Signal) -> str:
@@ -96,14 +97,32 @@ def json_signal(signal: Signal) -> str:
 
 
 def csv_signal(signal: Signal) -> bytes:
-    """Return the signal as CSV without a head: a column per lead, ``nan`` for a gap."""
-    n_leads, n_samples = signal.values.shape
-    line = ",".join(["%.9g"] * n_leads) + "\n"
-    parts = []
-    for start in range(0, n_samples, _ROWS_AT_ONCE):
-        rows = signal.values[:, start : start + _ROWS_AT_ONCE].T
-        parts.append((line * len(rows) % tuple(rows.ravel().tolist())).encode())
+    """Return the signal as CSV: a row of names, a column per lead, ``nan`` for a gap."""
+    parts = [f"{csv_row(signal.lead_names)}\n".encode()]
+    for start in range(0, signal.values.shape[1], _ROWS_AT_ONCE):
+        block = signal.values[:, start : start + _ROWS_AT_ONCE]
+        rows = zip(*map(_texts, block), strict=True)
+        parts.append("".join(f"{','.join(row)}\n" for row in rows).encode())
     return b"".join(parts)
+
+
+def csv_row(names: Sequence[str]) -> str:
+    """Return names as a row of CSV, in quotation marks: a name may be a number or have a comma.
+
+    Examples
+    --------
+    >>> csv_row(["II", "V5, new"])
+    '"II","V5, new"'
+    """
+    row = io.StringIO()
+    csv.writer(row, quoting=csv.QUOTE_ALL, lineterminator="").writerow(names)
+    return row.getvalue()
+
+
+def _texts(values: np.ndarray) -> list[str]:
+    """Return each float32 as the shortest text that gives it back."""
+    with np.printoptions(legacy=False):  # whatever the caller has set for shell sessions
+        return list(map(str, values))
 
 
 def _checked(values, fs_hz: float, unit: str, lead_names: tuple[str, ...], name: str) -> Signal:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from metaecg.client.http import Http, json_of, patient_path
 from metaecg.client.results import Recording, read
-from metaecg.client.signals import Signal, csv_signal, json_signal
+from metaecg.client.signals import Signal, csv_row, csv_signal, json_signal
 from metaecg.errors import DataError
 
 MAX_JSON_SAMPLES = 500_000
@@ -24,7 +24,7 @@ def send_signal(
         facts = {
             "fs_hz": repr(signal.fs_hz),
             "unit": signal.unit,
-            "lead_names": ",".join(signal.lead_names),
+            "lead_names": csv_row(signal.lead_names),
         }
         files = [("signal.csv", csv_signal(signal))]
         return _send_files(http, subject_id, "csv", files, facts, lead=lead, name=name)

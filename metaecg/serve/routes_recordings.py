@@ -66,7 +66,10 @@ async def upload_files(
     unit: Annotated[str | None, Form(description="mV, uV or V; csv needs it.")] = None,
     lead_names: Annotated[
         str | None,
-        Form(max_length=2000, description="Separated by commas; csv without names needs it."),
+        Form(
+            max_length=2000,
+            description="Separated by commas, as a row of CSV; csv without names needs it.",
+        ),
     ] = None,
     lead: Annotated[
         int | None,

@@ -42,7 +42,7 @@ def read_csv(files: Mapping[str, bytes], facts: UploadFacts, limits: UploadLimit
     fs_hz, scale = agreed_rate(facts, None, limits), stated_unit(facts)
     body = _body(content)
     first = _first_row(body)
-    if _is_of_samples(first, facts):
+    if _is_of_samples(body, first, facts):
         names, columns, n_before = _stated_names(first, facts), list(range(len(first))), 0
     else:
         body, n_before = body[body.find(b"\n") + 1 :] if b"\n" in body else b"", 1
@@ -78,7 +78,12 @@ def _first_row(body: bytes) -> list[str]:
             f"the first line has more than {MAX_LINE_BYTES} bytes; expected a field per lead and a "
             "line per sample. Turn the table round if it has a row per lead."
         )
-    if b";" in line or b"\t" in line:
+    if not line:
+        raise DataError(
+            "the first line is empty; expected names or samples. Write nan where a single lead was not "
+            "measured."
+        )
+    if set(b";\t") & set(_IN_QUOTES.sub(b"", line)):
         raise DataError(
             "the fields are separated by semicolons or tabs; export with commas. " + _HINT
         )
@@ -96,18 +101,31 @@ def _first_row(body: bytes) -> list[str]:
     return [field.strip() for field in row]
 
 
-def _is_of_samples(row: list[str], facts: UploadFacts) -> bool:
-    """Tell whether the first row holds samples, not names; a mixture is a DataError."""
-    if facts.lead_names is not None and set(facts.lead_names) <= set(row):
-        return False  # leads that are called 1 and 2
+def _is_of_samples(body: bytes, row: list[str], facts: UploadFacts) -> bool:
+    """Tell whether the first row holds samples, not names; a mixture, or what may be both, is a DataError.
+
+    Leads may be called 1 and 2, and a row of empty fields is one of gaps.
+    """
     numbers = [field for field in row if _NUMBER.fullmatch(field)]
-    if numbers and any(field not in numbers for field in row if field):
+    has_others = any(field not in numbers for field in row if field)
+    has_stated = facts.lead_names is not None and set(facts.lead_names) <= set(row)
+    if numbers and has_others and not has_stated:
         raise DataError(
             "the first line holds both numbers and names; expected one of them. " + _HINT
         )
-    return bool(numbers)
+    if has_others or not has_stated:
+        return not has_others
+    first, second = (*body.split(b"\n", 2), b"")[:2]
+    if not _ALL_QUOTED.fullmatch(first) or b'"' in second:
+        raise DataError(
+            "the first line may be a row of names or of samples: lead_names are numbers and stand in it. Put "
+            "the names in quotation marks and no sample, or call the leads otherwise."
+        )
+    return False
 
 
+_IN_QUOTES = re.compile(rb'"[^"]*"')
+_ALL_QUOTED = re.compile(rb'\s*"[^"]*"\s*(,\s*"[^"]*"\s*)*')
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.I | re.A)
 
 

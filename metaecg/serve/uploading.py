@@ -1,5 +1,6 @@
 """Take an upload: parse it within the settings' limits, find its beats, store it whole."""
 
+import csv
 from collections.abc import Mapping
 
 from metaecg.errors import DataError
@@ -19,7 +20,9 @@ def stated_facts(
     name: str = "",
     gain_per_mv: float | None = None,
 ) -> UploadFacts:
-    """Return what was stated beside the files; names are separated by commas, empty is not stated.
+    """Return what was stated beside the files; empty is not stated.
+
+    Names are separated by commas; one that has a comma itself stands in quotation marks, as in CSV.
 
     Examples
     --------
@@ -28,7 +31,7 @@ def stated_facts(
     """
     names = None
     if lead_names is not None and lead_names.strip():
-        names = tuple(part.strip() for part in lead_names.split(","))
+        names = _names(lead_names)
     return UploadFacts(
         fs_hz=fs_hz,
         unit=unit or None,
@@ -37,6 +40,17 @@ def stated_facts(
         name=name or None,
         gain_per_mv=gain_per_mv,
     )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    try:
+        (row,) = csv.reader([text], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError):
+        raise DataError(
+            "lead_names can't be read; expected names with commas between them, in quotation marks where a "
+            "name has a comma itself."
+        ) from None
+    return tuple(name.strip() for name in row)
 
 
 def upload_limits(settings: Settings) -> UploadLimits:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from metaecg.data.records import read_record
 from metaecg.errors import DataError
 from metaecg.serve.upload_json import millivolts
+from metaecg.serve.uploading import stated_facts
 from metaecg.serve.uploads import (
     FORMATS,
     ParsedRecording,
@@ -252,6 +253,34 @@ def test_empty_fields_of_a_csv_are_gaps_wherever_they_are():
     found = parse_upload("csv", {"a.csv": content}, facts)
     expected = [[5, nan, nan], [6, nan, 7]]
     assert np.array_equal(found.signal_mv, np.float32(expected), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        ('"0"\n0.5\n0\n', ("0",), [[0.5, 0]]),  # quoted names above plain numbers
+        ('"nan","0"\n1,2\n', ("nan", "0"), [[1], [2]]),
+        ('"0","1"\n5,6\n', ("1",), [[6]]),
+        ("0,II\n5,6\n", ("0", "II"), [[5], [6]]),  # a name that is no number
+        ("0\n0.5\n", ("1",), [[0, 0.5]]),  # numbers that aren't the names
+        ("0.0\n0.5\n", ("0",), [[0, 0.5]]),
+        (",\n1,2\n", ("a", "b"), [[np.nan, 1], [np.nan, 2]]),  # nothing measured at first
+        ("I,\n1,2\n", ("I",), [[1]]),
+        ('"I;II"\n1\n', ("I;II",), [[1]]),
+    ],
+)
+def test_the_first_row_of_a_csv_is_names_or_samples(text, names, expected):
+    facts = UploadFacts(fs_hz=250.0, unit="mV", lead_names=names)
+    found = parse_upload("csv", {"a.csv": text.encode()}, facts)
+    assert found.lead_names == names
+    assert np.array_equal(found.signal_mv, np.float32(expected), equal_nan=True)
+
+
+def test_names_that_are_stated_may_have_commas():
+    assert stated_facts(lead_names='"V5, new", II').lead_names == ("V5, new", "II")
+    assert stated_facts(lead_names=" ").lead_names is None
+    with pytest.raises(DataError, match="lead_names can't be read.*commas between them"):
+        stated_facts(lead_names='"II"x')
 
 
 def test_a_csv_of_many_blocks_is_read_whole():

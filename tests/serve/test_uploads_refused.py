@@ -141,6 +141,27 @@ def test_a_csv_that_is_no_table_of_numbers_is_refused(text, words):
     refused("csv", {"a.csv": text.encode()}, words, CSV_FACTS)
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("0\n0\n0\n", ("0",)),
+        ('"0"\n"0"\n', ("0",)),  # every sample in quotation marks, too
+        ("nan,1\n1,1\n", ("1", "nan")),
+        ("0,5\n0,6\n", ("0",)),  # a decimal comma
+    ],
+)
+def test_a_csv_whose_first_row_may_be_names_or_samples_is_refused(text, names):
+    facts = UploadFacts(fs_hz=250.0, unit="mV", lead_names=names)
+    words = "the first line may be a row of names or of samples.*quotation marks"
+    refused("csv", {"a.csv": text.encode()}, words, facts)
+
+
+def test_an_empty_first_line_of_a_csv_is_refused():
+    facts = UploadFacts(fs_hz=250.0, unit="mV", lead_names=("II",))
+    refused("csv", {"a.csv": b"\n1\n2\n"}, "the first line is empty", facts)
+    refused("csv", {"a.csv": b",\n1,2\n"}, "lead_names are not stated", CSV_FACTS)
+
+
 def test_a_csv_without_its_facts_is_refused():
     refused("csv", {"a.csv": b"II\n1\n"}, "fs_hz is not stated", UploadFacts(unit="mV"))
     refused("csv", {"a.csv": b"II\n1\n"}, "the unit is not stated", UploadFacts(fs_hz=250.0))
