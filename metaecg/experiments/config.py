@@ -273,8 +273,7 @@ class VAConfig(Section):
 
     def hash(self) -> str:
         """Return a short checksum over everything that can change a figure."""
-        values = self.values(without={"out", "cache", "workers", "tracking", "data"})
-        text = json.dumps(values, sort_keys=True)
+        text = json.dumps(self.values(without=NO_FIGURE), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

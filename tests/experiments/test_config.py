@@ -6,6 +6,7 @@ import pytest
 
 from metaecg.errors import ConfigError
 from metaecg.experiments.config import (
+    NO_FIGURE,
     NetworkConfig,
     VAConfig,
     build_config,
@@ -57,6 +58,14 @@ def test_the_hash_follows_what_changes_figures_and_nothing_else():
     plain = build_config({})
     assert build_config({"out": "elsewhere", "workers": 1}).hash() == plain.hash()
     assert build_config({"meta": {"inner_lr": 0.01}}).hash() != plain.hash()
+
+
+def test_what_changes_no_figure_is_no_part_of_the_hash():
+    other = {"out": "a", "cache": "b", "workers": 7, "data": "c", "keep_jobs": True}
+    other["tracking"] = {"enabled": False}
+    assert set(other) == NO_FIGURE
+    for name, value in other.items():
+        assert build_config({name: value}).hash() == build_config({}).hash(), name
 
 
 def test_an_augmentation_that_is_off_leaves_hash_and_values_as_before_there_was_one():
