@@ -1,6 +1,6 @@
 """What a patient's detector says: of a stored recording, of windows at hand, of many patients' windows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +11,10 @@ from metaecg.serve.api_errors import ApiError
 from metaecg.serve.personalizing import check_rhythm
 from metaecg.serve.recordings import (
     Judged,
+    Opened,
     Seen,
     episodes_of,
-    judge_beats,
-    judge_windows,
+    judge,
     open_recording,
     positive_column,
     see,
@@ -156,14 +156,23 @@ def judged_by(services: Services, where, opened, adapter, rhythm: str) -> Judged
     base, segmentation = services.base, services.segmentation
     model = services.detectors.mixed.model_of(adapter)
     key = (opened.info.recording_id, "" if adapter is None else adapter.digest)
+
+    def seen() -> Seen:
+        return services.probabilities.get_or_make(key, lambda: _seen(services, opened, model))
+
     if segmentation.kind == "windows":
-        seen = _remembered(services, key, lambda: see(segmentation, opened, model))
-        return judge_windows(base, model, seen, rhythm)
+        return judge(base, model, seen(), rhythm)
     labels = labels_of(services, where)
-    key = (*key, rhythm, frozenset(labels.items()))
-    return _remembered(
-        services, key, lambda: judge_beats(base, model, segmentation, opened, rhythm, labels)
+    return services.probabilities.get_or_make(
+        (*key, rhythm, frozenset(labels.items())),
+        lambda: judge(base, model, seen(), rhythm, labels),
     )
+
+
+def _seen(services: Services, opened: Opened, model) -> Seen:
+    found = see(services.segmentation, opened, model)
+    services.metrics.windows.inc(len(found.logits))
+    return found
 
 
 def labels_of(services: Services, where: tuple[int, str, str]) -> dict[int, str]:
@@ -174,16 +183,6 @@ def labels_of(services: Services, where: tuple[int, str, str]) -> dict[int, str]
         org_id, subject_id, segmentation=name, recording_id=recording_id
     )
     return {label.index: label.label for label in found}
-
-
-def _remembered(services: Services, key: tuple, judge: Callable[[], Judged | Seen]):
-    found = services.probabilities.get(key)
-    if found is None:
-        found = judge()
-        services.probabilities.put(key, found)
-        n = len(found.logits if isinstance(found, Seen) else found.index)
-        services.metrics.windows.inc(n)
-    return found
 
 
 def _described(base, judged: Judged, adapter, rhythm: str, threshold: float, between_s) -> dict:

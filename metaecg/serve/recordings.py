@@ -4,14 +4,14 @@ A recording may be a week long, so windows are taken from pieces of it. A piece 
 does and reaches as far around its windows as their filter does: the same windows, but for rounding.
 """
 
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from cachetools import LRUCache
 
-from metaecg.data.preprocessing import measured_segments
+from metaecg.data.beat_input import beat_forms
+from metaecg.data.preprocessing import measured_bounds
+from metaecg.serve.caches import BoundedCache
 from metaecg.serve.segment_probabilities import positive_class, probabilities
 from metaecg.serve.segments import Segmentation, Segments
 from metaecg.serve.store import Store
@@ -21,6 +21,8 @@ BLOCK_SEGMENTS = 1800
 """Windows that are cut at once from a long recording: an hour of them."""
 BLOCK_SAMPLES = 2**20
 """Samples that are read at once where all are looked at."""
+GAP_BYTES = 16 * 1024 * 1024
+"""Memory for which parts of recordings were measured; a week with a gap in every window takes a third."""
 JOIN_S = 60.0
 """Wanted stretches closer than this are read as one: a chunk of the store is as long."""
 
@@ -54,42 +56,20 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a network gives for every window of a recording; how neighbours count comes after it."""
+    """What a network gives for every segment of a recording; how neighbours count comes after it."""
 
     segments: Segments
     logits: np.ndarray
     """Shape ``(n, n_classes)``, in line with the segments."""
+    forms: np.ndarray | None = None
+    """What tells beats apart (`metaecg.data.beat_input.beat_forms`), in line; ``None`` for windows."""
 
     @property
     def n_bytes(self) -> int:
         """How much memory it takes."""
-        segments = self.segments
-        arrays = (segments.index, segments.start_s, segments.stop_s, self.logits)
-        return sum(array.nbytes for array in arrays)
-
-
-class ProbabilityCache:
-    """What was said of whole recordings lately, bounded in bytes; safe between threads."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._known = LRUCache(max(max_bytes, 1), getsizeof=lambda found: found.n_bytes)
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple) -> Judged | Seen | None:
-        """Return what is known under `key`."""
-        with self._lock:
-            return self._known.get(key)
-
-    def put(self, key: tuple, found: Judged | Seen) -> None:
-        """Remember it, if it isn't too large for the whole cache."""
-        with self._lock:
-            if found.n_bytes <= self._known.maxsize:
-                self._known[key] = found
-
-    @property
-    def n_bytes(self) -> int:
-        """How much memory it holds."""
-        return int(self._known.currsize)
+        s = self.segments
+        arrays = (s.index, s.start_s, s.stop_s, s.peak_s, self.logits, self.forms)
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
 class GapCache:
@@ -97,39 +77,54 @@ class GapCache:
 
     Parameters
     ----------
-    n_most
-        Recordings that are remembered.
+    max_bytes
+        Memory that may be taken for it.
     """
 
-    def __init__(self, n_most: int = 1000) -> None:
-        self._known: LRUCache = LRUCache(n_most)
-        self._lock = threading.Lock()
+    def __init__(self, max_bytes: int = GAP_BYTES) -> None:
+        self._known = BoundedCache(max_bytes, size_of=lambda ranges: ranges.nbytes)
+
+    @property
+    def n_bytes(self) -> int:
+        """How much memory it holds."""
+        return self._known.n_bytes
 
     def measured_segments_of(self, segmentation: Segmentation, opened: Opened) -> Segments:
         """Return the segments of a recording that a network can be given."""
-        info = opened.info
-        with self._lock:
-            measured = self._known.get(info.recording_id)
-        if measured is None:
-            measured = measured_ranges(opened.read, info.n_samples)
-            with self._lock:
-                self._known[info.recording_id] = measured
+        info, window_s = opened.info, segmentation.preprocessing.window_s
+
+        def holds_a_segment(n: np.ndarray) -> np.ndarray:
+            return n / info.fs_hz >= window_s  # what `segments` leaves out isn't kept
+
+        measured = self._known.get_or_make(
+            (info.recording_id, window_s),
+            lambda: measured_ranges(opened.read, info.n_samples, is_long=holds_a_segment),
+        )
         return segmentation.segments(info.n_samples, info.fs_hz, opened.peaks, measured=measured)
 
 
 def measured_ranges(
-    read: Callable[[int, int], np.ndarray], n_samples: int, *, block: int = BLOCK_SAMPLES
-) -> list[tuple[int, int]]:
-    """Return the ranges of samples that were measured, half open, reading a block at a time."""
-    found: list[tuple[int, int]] = []
+    read: Callable[[int, int], np.ndarray],
+    n_samples: int,
+    *,
+    is_long: Callable[[np.ndarray], np.ndarray] = lambda n: n > 0,
+    block: int = BLOCK_SAMPLES,
+) -> np.ndarray:
+    """Return the ranges of samples that were measured, reading a block at a time.
+
+    Half open, in the order of time, shape ``(n, 2)``, int64. `is_long` says which numbers of samples
+    are enough for a range to count.
+    """
+    found = np.empty((0, 2), dtype=np.int64)
     for begin in range(0, n_samples, block):
-        for start, stop in measured_segments(read(begin, min(begin + block, n_samples))):
-            start, stop = begin + start, begin + stop
-            if found and found[-1][1] == start:
-                found[-1] = (found[-1][0], stop)
-            else:
-                found.append((start, stop))
-    return found
+        new = begin + measured_bounds(read(begin, min(begin + block, n_samples)))
+        if len(found) and len(new) and found[-1, 1] == new[0, 0]:
+            new[0, 0] = found[-1, 0]
+            found = found[:-1]
+        kept = is_long(np.diff(new)[:, 0])
+        kept[-1:] = True  # it may go on in the next block
+        found = np.concatenate([found, new[kept]])
+    return found[is_long(np.diff(found)[:, 0])]
 
 
 def open_recording(
@@ -183,11 +178,10 @@ def inputs_of(
 
 
 def see(segmentation: Segmentation, opened: Opened, model) -> Seen:
-    """Return what a network gives for every window, never holding more than an hour of them."""
+    """Return what a network gives for every segment; of windows never holding more than an hour."""
     info = opened.info
     if _step(segmentation, info.fs_hz) is None:
-        segments, inputs = segmentation.inputs(opened.read(0, info.n_samples), info.fs_hz)
-        return Seen(segments=segments, logits=model.logits(inputs))
+        return _seen_at_once(segmentation, opened, model)
     numbers = all_segments(segmentation, opened).index
     parts, logits = [], [model.logits(_stacked(segmentation, []))]
     for begin in range(0, len(numbers), BLOCK_SEGMENTS):
@@ -198,23 +192,26 @@ def see(segmentation: Segmentation, opened: Opened, model) -> Seen:
     return Seen(segments=segments, logits=np.concatenate(logits))
 
 
-def judge_windows(base, model, seen: Seen, rhythm: str) -> Judged:
-    """Return what a detector says of every window, neighbours counted as `rhythm` says."""
-    nothing = np.empty((0, 0, 0), dtype=np.float32)  # logits are all that is needed
-    found = probabilities(base, model, seen.segments, nothing, rhythm, logits=seen.logits)
-    return _judged(seen.segments, found)
+def _seen_at_once(segmentation: Segmentation, opened: Opened, model) -> Seen:
+    info = opened.info
+    segments, inputs = segmentation.inputs(opened.read(0, info.n_samples), info.fs_hz, opened.peaks)
+    forms = None if segments.beats is None else beat_forms(inputs, segments.beats)
+    segments = replace(segments, beats=None)  # their signal isn't needed any more
+    return Seen(segments=segments, logits=model.logits(inputs), forms=forms)
 
 
-def judge_beats(
-    base, model, segmentation: Segmentation, opened: Opened, rhythm: str, labels: dict[int, str]
-) -> Judged:
-    """Return what a detector says of every beat; beats that a person labelled count as what they are."""
-    signal = opened.read(0, opened.info.n_samples)
-    segments, inputs = segmentation.inputs(signal, opened.info.fs_hz, opened.peaks)
-    return _judged(segments, probabilities(base, model, segments, inputs, rhythm, labels=labels))
+def judge(base, model, seen: Seen, rhythm: str, labels: Mapping[int, str] | None = None) -> Judged:
+    """Return what a detector says of every segment, neighbours counted as `rhythm` says.
 
-
-def _judged(segments: Segments, found: np.ndarray) -> Judged:
+    Beats that a person labelled count as what they are.
+    """
+    segments = seen.segments
+    nothing = np.empty(
+        (0, 0, 0), dtype=np.float32
+    )  # what was seen of the inputs is all that is needed
+    found = probabilities(
+        base, model, segments, nothing, rhythm, labels=labels, logits=seen.logits, forms=seen.forms
+    )
     return Judged(
         index=segments.index, start_s=segments.start_s, stop_s=segments.stop_s, probability=found
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metaecg.checks import check_option
+from metaecg.data.beat_input import beat_forms
 from metaecg.errors import DataError
 from metaecg.serve.segments import Segments
 
@@ -53,6 +54,7 @@ def probabilities(
     *,
     labels: Mapping[int, str] | None = None,
     logits: np.ndarray | None = None,
+    forms: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the probability of every class for segments of one recording.
 
@@ -73,6 +75,9 @@ def probabilities(
         are for beats like them (not with ``rhythm="none"``); windows leave them out.
     logits
         Of the network, shape ``(n, n_classes)``, if they are there already.
+    forms
+        `metaecg.data.beat_input.beat_forms` of beats, if they are there already. With `logits` and
+        `forms`, `inputs` isn't looked at.
 
     Returns
     -------
@@ -95,7 +100,9 @@ def probabilities(
     if logits is None:
         logits = (base if personal is None else personal).logits(inputs)
     if _is_for_beats(base):
-        return _of_beats(base, logits, segments, inputs, rhythm, labels or {})
+        if forms is None and rhythm != "none":
+            forms = beat_forms(inputs, segments.beats)
+        return _of_beats(base, logits, segments, forms, rhythm, labels or {})
     return _of_windows(base, personal, logits, segments, rhythm)
 
 
@@ -116,7 +123,7 @@ def _of_windows(base, personal, logits, segments: Segments, rhythm: str) -> np.n
     )
 
 
-def _of_beats(base, logits, segments: Segments, inputs, rhythm: str, labels) -> np.ndarray:
+def _of_beats(base, logits, segments: Segments, forms, rhythm: str, labels) -> np.ndarray:
     """Return the probability of V by the beats around, and the rest of 1 as the network shares it."""
     from scipy.special import expit
 
@@ -124,28 +131,17 @@ def _of_beats(base, logits, segments: Segments, inputs, rhythm: str, labels) -> 
     from metaecg.models.inference import softmax
 
     v = base.classes.index("V")
-    if rhythm == "none":
-        log_odds = v_logits(logits, base.classes)
-    else:
-        detector = BeatDetector(base, _Told(logits))
+    log_odds = v_logits(logits, base.classes)
+    context = BeatDetector(base).context
+    if rhythm != "none" and context is not None:
         row_of = {number: row for row, number in enumerate(segments.index.tolist())}
         known = {row_of[k]: name == "V" for k, name in labels.items() if k in row_of}
-        log_odds = detector.log_odds(segments.beats, inputs=inputs, known=known, mode=rhythm)
+        log_odds = context.log_odds(log_odds, forms, known=known, mode=rhythm)
     found = np.empty(logits.shape)
     is_other = np.arange(len(base.classes)) != v
     found[:, v] = expit(log_odds)
     found[:, is_other] = softmax(logits[:, is_other]) * expit(-log_odds)[:, None]
     return found
-
-
-class _Told:
-    """Stands for a network whose logits are known already."""
-
-    def __init__(self, logits: np.ndarray) -> None:
-        self._logits = logits
-
-    def logits(self, inputs: np.ndarray) -> np.ndarray:
-        return self._logits
 
 
 def _is_for_beats(base) -> bool:

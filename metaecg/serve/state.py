@@ -12,9 +12,10 @@ from starlette.responses import Response
 from metaecg.serve.api_errors import code_and_status, error_response
 from metaecg.serve.auth import Remembered
 from metaecg.serve.batcher import Batcher
+from metaecg.serve.caches import BoundedCache
 from metaecg.serve.detectors import DetectorCache
 from metaecg.serve.metrics import Metrics
-from metaecg.serve.recordings import GapCache, ProbabilityCache
+from metaecg.serve.recordings import GapCache
 from metaecg.serve.segments import Segmentation, segmentation_of
 from metaecg.serve.settings import MIB, Settings
 from metaecg.serve.store import Store
@@ -32,7 +33,8 @@ class Services:
     segmentation: Segmentation
     detectors: DetectorCache
     batcher: Batcher
-    probabilities: ProbabilityCache
+    probabilities: BoundedCache
+    """What detectors said of whole recordings lately."""
     gaps: GapCache = field(default_factory=GapCache)
     metrics: Metrics = field(default_factory=Metrics)
     tokens: Remembered
@@ -102,7 +104,7 @@ def open_services(settings: Settings) -> Services:
         segmentation=segmentation_of(base),
         detectors=detectors,
         batcher=Batcher(detectors.mixed, settings.max_batch, settings.max_wait_ms),
-        probabilities=ProbabilityCache(int(settings.prediction_cache_mb * MIB)),
+        probabilities=BoundedCache(int(settings.prediction_cache_mb * MIB)),
         tokens=Remembered(seconds),
         active=Remembered(seconds),
     )

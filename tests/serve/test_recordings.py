@@ -1,5 +1,6 @@
 """What is taken from a recording piece by piece equals what is taken from the whole."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -11,10 +12,9 @@ from metaecg.serve.recordings import (
     GapCache,
     Judged,
     Opened,
-    ProbabilityCache,
     episodes_of,
     inputs_of,
-    judge_windows,
+    judge,
     measured_ranges,
     see,
 )
@@ -83,7 +83,7 @@ def test_a_recording_is_seen_in_blocks_as_it_is_at_once(monkeypatch):
     np.testing.assert_allclose(seen.logits, BASE.logits(inputs), atol=1e-4)
     for rhythm in ("none", "causal", "offline"):
         expected = probabilities(BASE, None, segments, inputs, rhythm)
-        found = judge_windows(BASE, None, seen, rhythm)
+        found = judge(BASE, None, seen, rhythm)
         assert found.index.tolist() == segments.index.tolist()
         np.testing.assert_allclose(found.probability, expected, atol=1e-5)
 
@@ -91,7 +91,7 @@ def test_a_recording_is_seen_in_blocks_as_it_is_at_once(monkeypatch):
 def test_a_recording_without_a_whole_window_has_no_predictions():
     for signal in (noise(50), noise(300, gaps=[(0, 300)])):
         seen = see(SEGMENTATION, opened(signal, 100.0), BASE)
-        found = judge_windows(BASE, None, seen, "offline")
+        found = judge(BASE, None, seen, "offline")
         assert found.probability.shape == (0, 2)
         assert episodes_of(found, np.zeros(0, bool), np.zeros(0)) == []
 
@@ -100,7 +100,17 @@ def test_a_recording_without_a_whole_window_has_no_predictions():
 def test_gaps_are_found_whatever_is_read_at_once(block):
     signal = noise(30, gaps=[(0, 2), (9, 10), (10, 12), (29, 30)])
     read = opened(signal, 100.0).read
-    assert measured_ranges(read, 30, block=block) == [(2, 9), (12, 29)]
+    assert measured_ranges(read, 30, block=block).tolist() == [[2, 9], [12, 29]]
+
+
+@pytest.mark.parametrize("block", [1, 3, 10, 100])
+def test_short_stretches_are_left_out_wherever_blocks_end(block):
+    signal = noise(30, gaps=[(0, 2), (5, 6), (9, 10), (17, 19), (29, 30)])
+    read = opened(signal, 100.0).read
+    assert measured_ranges(read, 30, is_long=lambda n: n >= 7, block=block).tolist() == [
+        [10, 17],
+        [19, 29],
+    ]
 
 
 def test_gaps_are_looked_for_once():
@@ -112,21 +122,33 @@ def test_gaps_are_looked_for_once():
     assert len(asked) == 1
 
 
-def test_the_cache_holds_no_more_than_it_may():
-    cache = ProbabilityCache(1000)
-    judged = [
-        Judged(
-            index=np.arange(n),
-            start_s=np.zeros(n),
-            stop_s=np.zeros(n),
-            probability=np.zeros((n, 2)),
-        )
-        for n in (10, 10, 10, 1000)
-    ]
-    for key, found in enumerate(judged):
-        cache.put((key,), found)
-    assert cache.n_bytes == 800
-    assert [cache.get((key,)) is not None for key in range(4)] == [False, True, True, False]
+@pytest.mark.parametrize("fs_hz", [100.0, 250.0, 360.0, 128.0, 256.25])
+@pytest.mark.parametrize("seed", range(3))
+def test_segments_between_gaps_are_those_that_can_be_cut(fs_hz, seed):
+    rng = np.random.default_rng(seed)
+    signal = noise(round(60 * fs_hz))
+    for start in rng.integers(0, len(signal), 12):
+        signal[start : start + int(rng.integers(1, 2 * fs_hz))] = np.nan
+    found = GapCache().measured_segments_of(SEGMENTATION, opened(signal, fs_hz))
+    cut, _ = SEGMENTATION.inputs(signal[None], fs_hz)
+    assert found.index.tolist() == cut.index.tolist()
+
+
+def test_a_recording_with_a_gap_at_every_second_sample_takes_no_room():
+    cache, signal = GapCache(), noise(100_000)
+    signal[::2] = np.nan
+    assert len(cache.measured_segments_of(SEGMENTATION, opened(signal, 100.0))) == 0
+    assert cache.n_bytes < 1000
+
+
+def test_the_gaps_of_many_recordings_stay_within_their_bound():
+    cache = GapCache(max_bytes=10_000)
+    for number in range(30):
+        recording = opened(noise(20_000, gaps=[(i, i + 1) for i in range(0, 20_000, 500)]), 100.0)
+        info = replace(recording.info, recording_id=f"{number:032x}")
+        cache.measured_segments_of(SEGMENTATION, replace(recording, info=info))
+        assert cache.n_bytes <= 10_000
+    assert cache.n_bytes > 5000
 
 
 def test_an_episode_ends_where_a_segment_is_missing():
