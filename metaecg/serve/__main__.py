@@ -102,8 +102,10 @@ def _serve(settings: Settings) -> int:
     from metaecg.serve.app import create_app
     from metaecg.serve.logs import set_up_logs
     from metaecg.serve.state import open_services
+    from metaecg.serve.upload_folder import remove_abandoned
 
     set_up_logs(settings.log_level)
+    remove_abandoned()
     services = open_services(settings)
     server = uvicorn.Server(
         uvicorn.Config(

@@ -7,10 +7,8 @@ of the upload, such as the file names in the header, ever becomes a path.
 
 import math
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +29,7 @@ from metaecg.serve.upload_checks import (
     distinct_names,
     quoted,
 )
+from metaecg.serve.upload_folder import private_folder
 
 MAX_HEADER_BYTES = 256 * 1024
 BYTES_PER_SAMPLES = {
@@ -283,13 +282,13 @@ def _unpacked(
     fs_hz: float,
     names: tuple[str, ...],
 ) -> np.ndarray:
-    with tempfile.TemporaryDirectory(prefix="metaecg-upload-") as folder:
+    with private_folder() as folder:
         ours = {}
         for signal in header.signals:
             if signal.file_name not in ours:
                 ours[signal.file_name] = f"rec{len(ours)}.dat"
-                (Path(folder) / ours[signal.file_name]).write_bytes(files[signal.file_name])
-        path = Path(folder) / "rec"
+                (folder / ours[signal.file_name]).write_bytes(files[signal.file_name])
+        path = folder / "rec"
         lines = [f"rec {len(header.signals)} {fs_hz!r} {header.n_samples}"]
         lines += [
             _line(signal, ours[signal.file_name], *gains.get(i, (200.0, "mV")))
