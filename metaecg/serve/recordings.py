@@ -149,6 +149,18 @@ def open_recording(
     return Opened(info=info, peaks=peaks, read=read)
 
 
+def signals_of(opened: Opened, start_s: np.ndarray, stop_s: np.ndarray) -> list[np.ndarray]:
+    """Return the samples of stretches in the order of time; those close together are read as one."""
+    fs_hz = opened.info.fs_hz
+    bounds = np.round(np.stack([start_s, stop_s], axis=1) * fs_hz).astype(np.int64).tolist()
+    found = []
+    for start, stop in _joined(bounds, round(JOIN_S * fs_hz)):
+        signal = opened.read(start, stop)[0]
+        inside = [(low, high) for low, high in bounds if start <= low and high <= stop]
+        found += [signal[low - start : high - start] for low, high in inside]
+    return found
+
+
 def all_segments(segmentation: Segmentation, opened: Opened) -> Segments:
     """Return the segments by length and peaks alone: also those with samples that weren't measured."""
     info = opened.info

@@ -12,7 +12,7 @@ from metaecg.serve.auth import OrgId
 from metaecg.serve.labelling import proposals_for
 from metaecg.serve.predicting import labels_of
 from metaecg.serve.proposals import N_SHOTS
-from metaecg.serve.recordings import Opened, open_recording
+from metaecg.serve.recordings import Opened, open_recording, signals_of
 from metaecg.serve.routes_common import GUARDED, Recording, StartS, StopS, Subject, problems
 from metaecg.serve.schemas_recordings import (
     LabelCounts,
@@ -53,7 +53,7 @@ def list_segments(
     rows = _rows(found, start_s, stop_s, after)
     limit = min(limit, MAX_WITH_SIGNAL) if signal else limit
     labels = labels_of(services, (org_id, subject_id, recording_id))
-    shown = [_shown(opened, found, row, labels, with_signal=signal) for row in rows[:limit]]
+    shown = _shown(opened, found.select(rows[:limit]), labels, with_signal=signal)
     return SegmentPage(segments=shown, next=shown[-1].index if len(rows) > limit else None)
 
 
@@ -117,17 +117,19 @@ def _rows(
 
 
 def _shown(
-    opened: Opened, found: Segments, row: int, labels: dict[int, str], *, with_signal: bool
-) -> SegmentOut:
-    index, fs_hz = int(found.index[row]), opened.info.fs_hz
-    start_s, stop_s = float(found.start_s[row]), float(found.stop_s[row])
-    signal = None
+    opened: Opened, found: Segments, labels: dict[int, str], *, with_signal: bool
+) -> list[SegmentOut]:
+    signals = [None] * len(found)
     if with_signal:
-        piece = opened.read(round(start_s * fs_hz), round(stop_s * fs_hz))[0]
-        signal = np.round(piece.astype(np.float64), DIGITS).tolist()
-    return SegmentOut(
-        index=index, start_s=start_s, stop_s=stop_s, label=labels.get(index), signal_mv=signal
-    )
+        pieces = signals_of(opened, found.start_s, found.stop_s)
+        signals = [np.round(piece.astype(np.float64), DIGITS).tolist() for piece in pieces]
+    columns = (found.index.tolist(), found.start_s.tolist(), found.stop_s.tolist(), signals)
+    return [
+        SegmentOut(
+            index=index, start_s=start_s, stop_s=stop_s, label=labels.get(index), signal_mv=signal
+        )
+        for index, start_s, stop_s, signal in zip(*columns, strict=True)
+    ]
 
 
 def _index(key: str) -> int:
