@@ -21,6 +21,8 @@ from metaecg.client.uploads import send_files, send_signal
 
 PAGE = 100
 """Patients in one answer."""
+MAX_LABELS = 10_000
+"""Labels in one request; more go in several. A day of beats is more than the server takes at once."""
 
 
 class AbstractPatients:
@@ -160,10 +162,17 @@ class AbstractPatients:
     def put_labels(
         self, subject_id: str, recording_id: str, labels: Mapping[int, str | None]
     ) -> Counts:
-        """Put labels on segments by index; ``None`` removes one. Returns the patient's counts."""
-        body = {"labels": {str(int(index)): label for index, label in labels.items()}}
+        """Put labels on segments by index; ``None`` removes one. Returns the patient's counts.
+
+        Many go in several requests: after an error those of the first requests are there, and all can
+        be put again.
+        """
         path = f"{recording_path(subject_id, recording_id)}/labels"
-        return read(Counts, json_of(self._http.ask("PUT", path, repeat=True, json=body)))
+        rows = [(str(int(index)), label) for index, label in labels.items()]
+        for start in range(0, max(1, len(rows)), MAX_LABELS):
+            body = {"labels": dict(rows[start : start + MAX_LABELS])}
+            answer = self._http.ask("PUT", path, repeat=True, json=body)
+        return read(Counts, json_of(answer))
 
     def mark(
         self,

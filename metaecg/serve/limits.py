@@ -8,7 +8,9 @@ from metaecg.serve.api_errors import ApiError, error_response
 
 FILES, ADAPTER, JSON = "multipart/form-data", "application/octet-stream", "application/json"
 SMALL_BYTES = 1024 * 1024
-"""For bodies that hold no signal: names, labels, settings."""
+"""For bodies that hold no signal: names, settings."""
+LABELS_BYTES = 8 * 1024 * 1024
+"""For as many labels as `NewLabels` takes, with the longest numbers and class names."""
 ADAPTER_BYTES = 64 * 1024 * 1024
 """A detector that changes every weight of a large base."""
 WITH_SIGNAL = ("/recordings", "/predict", "/streams", "/chunks")
@@ -62,6 +64,8 @@ class BodyDoor:
             return ADAPTER, ADAPTER_BYTES
         if method == "POST" and path.endswith(WITH_SIGNAL):
             return JSON, self.json_bytes
+        if method == "PUT" and path.endswith("/labels"):
+            return JSON, LABELS_BYTES
         return JSON, SMALL_BYTES
 
 

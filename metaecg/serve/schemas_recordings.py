@@ -4,7 +4,8 @@ from pydantic import Field
 
 from metaecg.serve.schemas import Moment, RecordingId, Strict
 
-CLASS_NAME = Field(max_length=64, description="A class of the model, or null to remove the label.")
+MAX_LABELS = 100_000
+"""Of one request; `metaecg.serve.limits` lets so many through."""
 
 
 class NewRecording(Strict):
@@ -98,7 +99,7 @@ class NewLabels(Strict):
     """Labels to put or to remove; those not named stay."""
 
     labels: dict[str, str | None] = Field(
-        max_length=100_000,
+        max_length=MAX_LABELS,
         description="Number of the segment to a class of the model, or to null to remove its label.",
         examples=[{"12": "va", "13": None}],
     )
