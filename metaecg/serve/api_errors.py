@@ -23,6 +23,7 @@ ERRORS: dict[type[Exception], tuple[str, int]] = {
     errors.MissingDependencyError: ("internal", 500),
     store_errors.NotFoundError: ("not_found", 404),
     store_errors.ConflictError: ("conflict", 409),
+    store_errors.TooManyError: ("too_many", 429),
     store_errors.StoreUnavailableError: ("unavailable", 503),
     store_errors.StoreError: ("internal", 500),
     errors.MetaECGError: ("internal", 500),

@@ -171,27 +171,25 @@ class JobWorkers:
         try:
             found = personalize(self.services, org_id, job.subject_id, job.request, on_progress)
         except _Cancelled:
-            store.finish_job(job.job_id, state="cancelled")
-            return "cancelled"
+            return store.finish_job(job, state="cancelled").state
         except _HandedBack:
-            store.release_job(job.job_id)
+            store.release_job(job)
             return "handed back"
         except (_Lost, StoreUnavailableError):
             raise
         except Exception as error:
             if code_and_status(error)[1] == 500:
                 LOG.error("a job met a bug", exc_info=without_values(error))
-            store.finish_job(job.job_id, state="failed", error=error_body(error))
-            return "failed"
-        store.finish_job(
-            job.job_id,
+            return store.finish_job(job, state="failed", error=error_body(error)).state
+        ended = store.finish_job(
+            job,
             state="done",
             result=found.result,
             detector=found.detector,
             activate=found.activate,
         )
         self.services.forget(org_id, job.subject_id)
-        return "done"
+        return ended.state
 
 
 class _Watch:
@@ -235,17 +233,18 @@ class _Watch:
     def _tell(self) -> None:
         self._told_at = time.monotonic()
         try:
-            if self._store.is_cancelled(self._job.job_id):
-                # Cancelled through another server, or gone; `finish_job` tells which.
-                raise _Cancelled
-            self._store.update_job(self._job.job_id, progress=self._progress)
+            if self._store.update_job(self._job, progress=self._progress):
+                raise _Cancelled  # through another server
+        except (ConflictError, NotFoundError) as error:
+            raise _Lost from error
         except StoreUnavailableError as error:
             LOG.warning("a job's progress can't be written: %s", error)
 
     def _beat(self) -> None:
         while not self._over.wait(self._beat_s):
             try:
-                self._store.update_job(self._job.job_id, progress=self._progress)
+                if self._store.update_job(self._job, progress=self._progress):
+                    self._cancelled.add(self._job.job_id)
             except (ConflictError, NotFoundError):
                 self._is_lost = True
                 return

@@ -7,7 +7,6 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from metaecg.errors import CheckpointError
-from metaecg.serve.api_errors import ApiError
 from metaecg.serve.auth import OrgId
 from metaecg.serve.jobs import PERSONALIZE
 from metaecg.serve.personalizing import check_request, facts_of
@@ -39,8 +38,15 @@ def start_personalization(
 ) -> JobOut:
     """Fit the patient's own detector to the labels, as a job."""
     request = check_request(services, org_id, subject_id, body.model_dump())
-    _check_queue(services, org_id, subject_id)
-    job = services.store.create_job(org_id, subject_id, PERSONALIZE, request)
+    settings = services.settings
+    job = services.store.create_job(
+        org_id,
+        subject_id,
+        PERSONALIZE,
+        request,
+        max_waiting=settings.max_jobs,
+        max_of_patient=settings.max_jobs_per_patient,
+    )
     services.worker.wake()
     return job_out(job)
 
@@ -189,16 +195,4 @@ def _check_base(services: Services, info: DetectorInfo) -> None:
         raise CheckpointError(
             f"version {info.version} belongs to the base {info.base_fingerprint}; this server's is "
             f"{own}. Activate a version of this base or 0, or personalize again."
-        )
-
-
-def _check_queue(services: Services, org_id: int, subject_id: str) -> None:
-    settings, store = services.settings, services.store
-    if store.queue_length() >= settings.max_jobs:
-        raise ApiError("too_many", f"{settings.max_jobs} jobs wait already. Try again later.")
-    waiting = [job for job in store.list_jobs(org_id, subject_id) if job.state in WAITING]
-    if len(waiting) >= settings.max_jobs_per_patient:
-        raise ApiError(
-            "too_many",
-            f"{len(waiting)} jobs wait for patient {subject_id!r} already. Cancel some, or wait for them.",
         )

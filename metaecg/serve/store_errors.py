@@ -4,6 +4,7 @@ MetaECGError
     StoreError (RuntimeError)           the store can't be used as it is
         NotFoundError (LookupError)     fields: kind, name
         ConflictError                   it is there already, or has changed meanwhile
+        TooManyError                    as many wait as may
         StoreUnavailableError           database away, disk full, locked too long: try again
 """
 
@@ -33,6 +34,10 @@ class NotFoundError(StoreError, LookupError):
 
 class ConflictError(StoreError):
     """What should be made is there already, or what should be changed has changed meanwhile."""
+
+
+class TooManyError(StoreError):
+    """As many wait already as the caller allows."""
 
 
 class StoreUnavailableError(StoreError):

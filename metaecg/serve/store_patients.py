@@ -74,8 +74,8 @@ class PatientStore(StoreBase):
     def delete_patient(self, org_id: int, subject_id: str) -> None:
         """Delete a patient with recordings, signals, labels, detectors, jobs and streams, at once.
 
-        In SQLite the bytes are overwritten, in the file and in its log. A running job of the
-        patient finds itself cancelled.
+        In SQLite the bytes are overwritten, in the file and in its log. The worker of a running job
+        of the patient finds it gone.
         """
         table = tables.patients
         with self._write() as connection:

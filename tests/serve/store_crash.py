@@ -30,7 +30,7 @@ def write_detector(store: Store, n: int) -> str:
     _org_id, job = store.claim_job()
     adapter = f"adapter {job.job_id}".encode() * 1000
     facts = {"job_id": job.job_id}
-    store.finish_job(job.job_id, state="done", result={}, detector=(adapter, facts, "base"))
+    store.finish_job(job, state="done", result={}, detector=(adapter, facts, "base"))
     return job.job_id
 
 

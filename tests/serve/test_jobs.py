@@ -189,6 +189,65 @@ def test_a_job_that_another_server_cancelled_ends_too(app, patient, monkeypatch)
         assert ended(app, job_id)["state"] == "cancelled"
 
 
+def test_a_cancel_that_another_server_took_is_noticed_between_two_looks_at_the_store(
+    app, patient, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "TOLD_EVERY_S", 1e9)
+        often = app.services.settings.model_copy(update={"job_heartbeat_s": 0.05})
+        patch.setattr(app.services, "settings", often)
+        slowly(patch)
+        job_id = started(app, patient)
+        running(app, job_id)
+        app.services.store.request_cancel(app.services.store.list_orgs()[0].org_id, job_id)
+        assert ended(app, job_id)["state"] == "cancelled"
+
+
+def test_a_cancel_after_the_last_step_leaves_no_detector(app, patient, monkeypatch):
+    job_ids, personalize = [], jobs.personalize
+
+    def then_cancelled(*arguments):
+        outcome = personalize(*arguments)
+        while not job_ids:  # the answer with its name is on its way
+            time.sleep(0.01)
+        answer = app.client.delete(f"/v1/jobs/{job_ids[0]}")
+        assert (answer.status_code, answer.json()["state"]) == (200, "running")
+        return outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "personalize", then_cancelled)
+        job_ids.append(started(app, patient))
+        job = ended(app, job_ids[0])
+    assert (job["state"], job["result"], job["error"]) == ("cancelled", None, None)
+    found = app.client.get(f"{patient}/detectors").json()
+    assert found == {"active_version": 0, "detectors": []}
+
+
+@pytest.mark.parametrize("told_every_s", [0.0, 1e9])
+def test_a_worker_whose_job_another_one_has_stops_and_writes_nothing(
+    app, patient, monkeypatch, told_every_s
+):
+    lost = app.services.metrics.jobs.labels("lost")
+    store, n_lost, taken = app.services.store, lost._value.get(), []
+
+    def too_slow(services, org_id, subject_id, request, on_progress):
+        store.requeue_lost_jobs(0.0)  # another server takes it for lost ...
+        taken.append(store.claim_job()[1])  # ... and begins it anew
+        on_progress(0.5)
+        raise ValueError("a failure that is nobody's business any more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "TOLD_EVERY_S", told_every_s)
+        patch.setattr(jobs, "personalize", too_slow)
+        job_id = started(app, patient)
+        while lost._value.get() == n_lost:
+            time.sleep(0.01)
+    job = store.get_job(store.list_orgs()[0].org_id, job_id)
+    assert (job.state, job.attempts, job.progress) == ("running", 2, 0.0)
+    assert not job.is_cancel_requested
+    store.finish_job(taken[0], state="failed", error={"code": "internal"})
+
+
 def test_a_database_that_is_away_for_a_moment_doesnt_end_a_job(app, patient, monkeypatch):
     def away(*_, **__):
         raise StoreUnavailableError("locked.")

@@ -131,8 +131,7 @@ def test_a_patient_who_is_made_and_deleted_while_others_write_gives_no_other_err
         lambda: add_recording(store, org_id, "s-1", signal_mv=ramp(100)),
         lambda: store.add_detector(org_id, "s-1", adapter=b"", facts={}, base_fingerprint="f"),
         lambda: store.finish_job(
-            store.create_job(org_id, "s-1", "personalize", {}).job_id
-            and store.claim_job()[1].job_id,
+            store.create_job(org_id, "s-1", "personalize", {}).job_id and store.claim_job()[1],
             state="done",
             detector=(b"", {}, "f"),
         ),
@@ -332,7 +331,7 @@ def test_streams_that_nobody_closed_are_forgotten_in_the_end(store_url):
 def test_counts_are_of_every_kind(store, org_id):
     fill(store, org_id, "s-1")
     _, job = store.claim_job()
-    store.finish_job(job.job_id, state="failed", error={"code": "internal"})
+    store.finish_job(job, state="failed", error={"code": "internal"})
     assert store.counts() == {
         "organisations": 1, "patients": 1, "recordings": 1, "labels": 2, "detectors": 2,
         "streams": 1, "jobs_queued": 0, "jobs_running": 0, "jobs_done": 0, "jobs_failed": 1,

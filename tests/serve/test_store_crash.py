@@ -84,17 +84,25 @@ def test_a_recording_is_there_whole_or_not_at_all_wherever_its_process_is_killed
 
 
 def test_a_job_ends_with_its_detector_or_runs_on_without_wherever_it_is_killed(patient, store_url):
-    jobs = [patient.create_job(ORG_ID, SUBJECT_ID, "personalize", {}) for _ in range(40)]
+    names = [
+        f"s-{n}" for n in range(2, 42)
+    ]  # a job that is left running holds its patient's others up
+    for name in names:
+        patient.create_patient(ORG_ID, name)
+        patient.create_job(ORG_ID, name, "personalize", {})
     n_killed = killed_at_every_step(store_url, "detector")
     assert n_killed >= 8
-    (detector,) = patient.list_detectors(ORG_ID, SUBJECT_ID)
-    (done,) = [j for j in patient.list_jobs(ORG_ID, SUBJECT_ID) if j.state == "done"]
-    assert (detector.facts["job_id"], done.result) == (done.job_id, {"version": 1})
-    assert patient.active_version(ORG_ID, SUBJECT_ID) == 1
-    adapter = patient.read_adapter(ORG_ID, SUBJECT_ID, 1)
+    jobs = [patient.list_jobs(ORG_ID, name)[0] for name in names]
+    (done,) = [job for job in jobs if job.state == "done"]
+    kept = [(name, x) for name in names for x in patient.list_detectors(ORG_ID, name)]
+    assert [(name, x.facts["job_id"]) for name, x in kept] == [(done.subject_id, done.job_id)]
+    assert done.result == {"version": 1}
+    active = [patient.active_version(ORG_ID, name) for name in names]
+    assert active == [int(name == done.subject_id) for name in names]
+    adapter = patient.read_adapter(ORG_ID, done.subject_id, 1)
     assert adapter == f"adapter {done.job_id}".encode() * 1000
     # What was running when its process was killed is found again and can be done.
-    n_running = sum(j.state == "running" for j in patient.list_jobs(ORG_ID, SUBJECT_ID))
+    n_running = sum(job.state == "running" for job in jobs)
     assert n_running > 0
     assert patient.requeue_lost_jobs(0) == n_running
     assert patient.queue_length() == len(jobs) - 1

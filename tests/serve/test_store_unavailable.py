@@ -70,9 +70,9 @@ def test_a_full_disk_leaves_a_job_running_and_no_detector(sqlite):
     before = dump(sqlite)
     detector = (noise(100_000).tobytes(), {}, "base")
     with full_disk(sqlite, n_free_pages=2), pytest.raises(StoreUnavailableError, match="full"):
-        sqlite.finish_job(job.job_id, state="done", detector=detector)
+        sqlite.finish_job(job, state="done", detector=detector)
     assert dump(sqlite) == before
-    assert sqlite.finish_job(job.job_id, state="done", detector=detector).result == {"version": 3}
+    assert sqlite.finish_job(job, state="done", detector=detector).result == {"version": 3}
 
 
 def test_a_full_disk_locks_nobody_out_who_only_reads(sqlite):
