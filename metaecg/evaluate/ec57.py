@@ -32,6 +32,8 @@ class BeatPrediction(Prediction):
     """The class that the method gives it; N stands for all but V where it knows no more."""
     is_refused: bool = False
     """The personalization was refused: this is the base's answer."""
+    no_support: str = ""
+    """Why no support could be made of the beats that were asked for: this is the base's answer."""
     n_labels: int = 0
     """Beats that a person labelled for it."""
     n_missed: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -84,6 +86,7 @@ def method_figures(
         "trainable_parameters": int(np.median([p.n_trainable for p in predictions])),
         "labels_p50": float(np.median([p.n_labels for p in predictions])),
         "n_refused": sum(p.is_refused for p in predictions),
+        "n_no_support": sum(bool(p.no_support) for p in predictions),
         "subjects": subjects,
         "description": description,
     }
@@ -177,6 +180,7 @@ def _per_record(
 def _subjects(predictions: Sequence[BeatPrediction]) -> dict[str, dict]:
     per_subject: dict[str, dict[str, dict]] = defaultdict(dict)
     refused: dict[str, list[bool]] = defaultdict(list)
+    reasons = {p.subject_id: p.no_support for p in predictions}  # what is asked for has no seed
     for p in predictions:
         per_subject[p.subject_id][str(p.seed)] = _one(p)
         refused[p.subject_id].append(p.is_refused)
@@ -189,6 +193,7 @@ def _subjects(predictions: Sequence[BeatPrediction]) -> dict[str, dict]:
             "veb": {name: mean[name] for name in FIGURES},
             **{name: first[name] for name in ("n_va", "n_other", "records")},
             "n_refused": sum(refused[subject_id]),
+            "no_support": reasons[subject_id],
             "seeds": seeds,
         }
     return found

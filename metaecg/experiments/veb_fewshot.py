@@ -101,14 +101,20 @@ def run(config: VebConfig) -> dict:
 
 
 def refusals(results: dict) -> list[str]:
-    """Return a sentence per method and subject whose personalization was refused in any seed."""
-    return [
-        f"refused: {name} for {subject_id} in {values['n_refused']} of {len(values['seeds'])} seed(s); "
-        "the base's answer is kept."
-        for name, figures in results["methods"].items()
-        for subject_id, values in figures["subjects"].items()
-        if values["n_refused"]
-    ]
+    """Return a sentence per method and subject that has the base's answer instead of its own: the
+    personalization was refused in any seed, or the beats asked for make no support."""
+    found = []
+    for name, figures in results["methods"].items():
+        for subject_id, values in figures["subjects"].items():
+            if values["no_support"]:
+                why = f"no support: {name} for {subject_id}: {values['no_support']}"
+            elif values["n_refused"]:
+                n_seeds = len(values["seeds"])
+                why = f"refused: {name} for {subject_id} in {values['n_refused']} of {n_seeds} seed(s);"
+            else:
+                continue
+            found.append(f"{why} the base's answer is kept.")
+    return found
 
 
 def _base(config: VebConfig):

@@ -9,15 +9,19 @@ from metaecg.experiments.provenance import versions
 from metaecg.experiments.tracking import make_tracker
 from metaecg.experiments.tracking_facts import datasets_of, recipe_tags
 from metaecg.experiments.veb_config import VebConfig
+from metaecg.experiments.veb_data import BeatSplit
+from metaecg.experiments.veb_personal import why_not_eligible
 
 PROTOCOL = "aami"
+COUNTED = ("n_refused", "n_no_support")
+"""How often a method has the base's answer instead of its own, and why."""
 
 
 def assemble(
     config: VebConfig,
     methods: dict,
     test: Dataset,
-    splits: Sequence,
+    splits: Sequence[BeatSplit],
     predictions: list[BeatPrediction],
     *,
     classes: tuple[str, ...],
@@ -62,7 +66,7 @@ def assemble(
         "difference_to": reference,
         "differences": compare_methods(table, reference=reference),
         "harm": {name: harm(figures, table) for name, figures in table.items()},
-        "ineligible": _not_eligible(predictions, methods, tested, eligible),
+        "ineligible": _not_eligible(config, methods, test, splits, eligible),
     }
 
 
@@ -103,13 +107,16 @@ def _caveat(config: VebConfig) -> str:
     return "; ".join(found)
 
 
-def _not_eligible(predictions, methods: dict, tested, eligible) -> dict[str, str]:
+def _not_eligible(
+    config: VebConfig, methods: dict, test: Dataset, splits: Sequence[BeatSplit], eligible
+) -> dict[str, str]:
+    """Return why each of the other test subjects has no row; nothing where no method needs labels."""
     if all(method.support == "none" for method in methods.values()):
         return {}
-    n_v = {p.subject_id: int(p.labels.sum()) for p in predictions}
     return {
-        s: f"{n_v.get(s, 0)} V: too few for a support and a test after it"
-        for s in tested
+        s: why_not_eligible(s, config, test, split) or "support and test are different recordings"
+        for split in splits
+        for s in sorted(split.split.test)
         if s not in eligible
     }
 
@@ -183,7 +190,7 @@ def _flat_figures(results: dict) -> dict[str, float | None]:
     for name, figures in results["methods"].items():
         row = name.replace("+", ".").replace("@", ".")  # MLflow's names may hold neither
         found |= {f"{row}/veb_{k}": figures["veb"][k] for k in ("sensitivity", "ppv", "f1")}
-        for key in ("false_alarms_per_hour", "labels_p50", "n_refused", "adapt_seconds_p50"):
+        for key in ("false_alarms_per_hour", "labels_p50", *COUNTED, "adapt_seconds_p50"):
             found[f"{row}/{key}"] = figures[key]
         found[f"{row}/subject_auc_mean"] = figures["subject_auc"]["mean"]
     return found

@@ -34,8 +34,6 @@ class Patient:
     """By lead."""
     tasks: dict[str, BeatTask] = field(repr=False)
     """By kind of support; empty for a subject that is not eligible."""
-    reason: str = ""
-    """Why it isn't."""
     n_missed: dict[str, dict[str, int]]
     fitted: dict[tuple, tuple] = field(default_factory=dict, repr=False)
 
@@ -51,28 +49,41 @@ class Patient:
 def open_patient(
     subject_id: str, base: BaseModel, config: VebConfig, dataset: Dataset, split: BeatSplit
 ) -> Patient:
-    """Return a test subject with its tasks; those that can't be made are left out, with a reason."""
+    """Return a test subject with its tasks; none if its first beats in time make no support."""
     beats = split.beats_of(dataset, subject_id)
-    tasks, reason = {}, ""
-    try:
+    tasks = {}
+    if not why_not_eligible(subject_id, config, dataset, split):
         parts = split.parts_of(subject_id)
         tasks["time"] = time_order_task(beats, n_shots=config.n_shots, **parts)
         if not parts:
             tasks["active"] = active_task(beats, n_shots=config.n_shots)
-    except NotEnoughWindowsError as error:
-        tasks, reason = {}, str(error)
     return Patient(
         subject_id=subject_id,
         beats=beats,
         inputs=BeatDetector(base).inputs(beats),
         tasks=tasks,
-        reason=reason,
         n_missed={
             r.record_id: r.missed
             for r in dataset.records
             if r.record_id in set(beats.record_ids.tolist())
         },
     )
+
+
+def why_not_eligible(subject_id: str, config: VebConfig, dataset: Dataset, split: BeatSplit) -> str:
+    """Return why nothing can be personalized for a test subject; empty if it can.
+
+    The first beats in time decide for every method: a method whose search fails does not choose its
+    own subjects.
+    """
+    beats = split.beats_of(dataset, subject_id)
+    if not len(beats):
+        return "no beat that could be cut out: gaps or edges throughout."
+    try:
+        time_order_task(beats, n_shots=config.n_shots, **split.parts_of(subject_id))
+    except NotEnoughWindowsError as error:
+        return str(error)
+    return ""
 
 
 def predict_patient(
@@ -114,7 +125,10 @@ def _said(
 def _fit_and_predict(method, base, patient: Patient, config: VebConfig, seed: int) -> tuple:
     begin = time.perf_counter()
     model, facts = base, {}
-    if method.adapt is not None:
+    no_support = patient.tasks[method.support].no_support if method.is_personal else ""
+    if no_support:
+        facts["no_support"] = no_support
+    elif method.adapt is not None:
         model = _personal(method, base, patient, config, seed)
         facts = {"n_trainable": _fitted(model).n_trainable_}
         facts["is_refused"] = bool(getattr(model, "refused_", False))

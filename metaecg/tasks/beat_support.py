@@ -28,10 +28,13 @@ class BeatTask:
 
     subject_id: str
     support: np.ndarray
-    """At most `n_shots` beats of V and as many others, in the order of time."""
+    """At most `n_shots` beats of V and as many others, in the order of time; empty where the search for
+    them failed."""
     told: np.ndarray
     """Every beat that a person was asked for, the support among them."""
     query: np.ndarray
+    no_support: str = ""
+    """Why the support is empty."""
 
     def __post_init__(self) -> None:
         both = np.intersect1d(self.told, self.query)
@@ -85,14 +88,30 @@ def active_task(beats: BeatSet, *, n_shots: int) -> BeatTask:
     The labeller asks among all beats of the subject and is told V or other (F and Q as they are). It
     ends with `n_shots` of V and of N or S, or after ``MAX_TOLD`` times that many questions. The
     support is the first `n_shots` told of each; whatever more was told counts as a label spent and
-    is not judged.
-
-    Raises
-    ------
-    NotEnoughWindowsError
-        Too few V were found, or fewer than `MIN_TEST_PER_CLASS` are left to judge.
+    is not judged. A search that finds too few V, or no other beat, leaves an empty support and says so
+    in `no_support`: its labels are spent all the same.
     """
     names = np.where(np.isin(beats.letters, OTHER), "other", beats.letters)
+    told = _asked(beats, names, n_shots)
+    found = {name: told[names[told] == name][:n_shots] for name in ("V", "other")}
+    no_support = ""
+    if len(found["V"]) < n_shots or not len(found["other"]):
+        no_support = (
+            f"{len(found['V'])} V and {len(found['other'])} others among the {len(told)} beats asked "
+            f"for; {n_shots} of each were looked for."
+        )
+        found = {}
+    return BeatTask(
+        subject_id=str(beats.subject_ids[0]),
+        support=np.sort(np.concatenate([told[:0], *found.values()])),
+        told=np.sort(told),
+        query=np.setdiff1d(np.arange(len(beats)), told),
+        no_support=no_support,
+    )
+
+
+def _asked(beats: BeatSet, names: np.ndarray, n_shots: int) -> np.ndarray:
+    """Return the rows that the labeller asks for, in the order of asking."""
     labeller = ActiveLabeller(beat_features(beats), n_per_class=n_shots)
     told: list[int] = []
     counts = {"V": 0, "other": 0}
@@ -104,23 +123,7 @@ def active_task(beats: BeatSet, *, n_shots: int) -> BeatTask:
         told += asked.tolist()
         for name in names[asked].tolist():
             counts[name] = counts.get(name, 0) + 1
-    support = [
-        row
-        for name in counts
-        if name in ("V", "other")
-        for row in [i for i in told if names[i] == name][:n_shots]
-    ]
-    found = {name: min(counts[name], n_shots) for name in ("V", "other")}
-    if found["V"] < n_shots or not found["other"]:
-        _refuse(beats, "V", found["V"], n_shots, f"among the {len(told)} asked for")
-    query = np.setdiff1d(np.arange(len(beats)), told)
-    _check_query(beats, query)
-    return BeatTask(
-        subject_id=str(beats.subject_ids[0]),
-        support=np.sort(np.array(support)),
-        told=np.sort(np.array(told)),
-        query=query,
-    )
+    return np.array(told, dtype=np.int64)
 
 
 def _first(beats: BeatSet, among: np.ndarray, n_shots: int) -> np.ndarray:

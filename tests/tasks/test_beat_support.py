@@ -87,3 +87,13 @@ def test_a_labelled_beat_in_the_query_is_leakage():
         BeatTask(
             subject_id="p", support=np.array([1]), told=np.array([1, 2]), query=np.array([2, 3])
         )
+
+
+def test_a_search_that_finds_too_few_ventricular_beats_leaves_an_empty_support_and_says_why():
+    """Two V among 300, and eight questions for each of three wanted: all asked for, none judged."""
+    letters = "N" * 149 + "V" + "N" * 149 + "V"
+    task = active_task(make_beats(letters), n_shots=3)
+    assert not len(task.support)
+    assert task.no_support.startswith("2 V and 3 others among the 24 beats asked for; 3 of each")
+    assert len(task.told) == 24
+    assert sorted([*task.told, *task.query]) == list(range(300))
