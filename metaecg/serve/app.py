@@ -39,7 +39,7 @@ from metaecg.serve import (
 from metaecg.serve.api_errors import ApiError, error_response
 from metaecg.serve.auth import TokenDoor
 from metaecg.serve.jobs import JobWorkers
-from metaecg.serve.limits import BodyDoor, BodyTooLargeError, too_large
+from metaecg.serve.limits import BodyDoor, BodyTooLargeError
 from metaecg.serve.logs import AccessLog
 from metaecg.serve.metrics import Timed
 from metaecg.serve.settings import Settings
@@ -268,7 +268,7 @@ def invalid_request(error: RequestValidationError) -> ApiError:
 def http_error(error: HTTPException, request: Request) -> ApiError:
     """Return our form of an error that the web framework raised."""
     if isinstance(error, BodyTooLargeError):
-        return too_large(error.limit)
+        return error.problem
     if error.status_code == 404:
         return ApiError("not_found", "there is no such address; /openapi.json lists them.")
     if error.status_code == 405:
