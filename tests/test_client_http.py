@@ -71,7 +71,9 @@ def told_server(*answers):
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        with Client(f"http://127.0.0.1:{server.server_port}", TOKEN, timeout_s=5, n_retries=2) as client:
+        with Client(
+            f"http://127.0.0.1:{server.server_port}", TOKEN, timeout_s=5, n_retries=2
+        ) as client:
             yield client, server.asked
     finally:
         server.shutdown()
