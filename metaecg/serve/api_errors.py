@@ -97,13 +97,16 @@ def code_and_status(error: BaseException) -> tuple[str, int]:
 
 
 def error_body(error: BaseException) -> dict:
-    """Return the body for an exception; a bug's own words stay in the log."""
+    """Return the body for an exception; the words of a bug or of a driver stay in the log."""
     code, status = code_and_status(error)
     if isinstance(error, ApiError):
         return {"code": code, "message": error.message, "detail": error.detail}
     if status == 500:
         return {"code": code, "message": BUG, "detail": {}}
-    return {"code": code, "message": str(error), "detail": _detail(error)}
+    message = str(error)
+    if isinstance(error, store_errors.StoreUnavailableError):
+        message = error.answer
+    return {"code": code, "message": message, "detail": _detail(error)}
 
 
 def error_response(error: BaseException) -> JSONResponse:

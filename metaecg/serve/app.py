@@ -20,7 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,6 +44,7 @@ from metaecg.serve.logs import AccessLog
 from metaecg.serve.metrics import Timed
 from metaecg.serve.settings import Settings
 from metaecg.serve.state import Services, open_services
+from metaecg.serve.store_errors import StoreUnavailableError
 
 ROUTERS = (
     routes_server.router,
@@ -89,6 +90,9 @@ NO_TELEMETRY = {
 }
 """FastAPI's own telemetry can record bodies and the texts of errors; ours is in `metrics`."""
 VALIDATION_SHOWN = 5
+CLIENT_LEFT = 499
+"""What the figures and the log call a request whose client left before it was whole, as nginx does;
+nobody gets this answer."""
 
 
 def create_app(settings: Settings | None = None, *, services: Services | None = None) -> FastAPI:
@@ -229,8 +233,13 @@ def _handle_errors(app: FastAPI, services: Services) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return error_response(invalid_request(error))
 
+    async def left(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_LEFT)
+
     async def of_http(request: Request, error: HTTPException) -> Response:
-        answer = error_response(http_error(error, request))
+        if isinstance(error.__cause__, ClientDisconnect):
+            return await left(request, error)
+        answer = services.answer_error(http_error(error, request))
         if error.status_code == 405:
             answer.headers["Allow"] = ", ".join(methods_at(app, request.url.path))
         return answer
@@ -239,6 +248,7 @@ def _handle_errors(app: FastAPI, services: Services) -> None:
     app.add_exception_handler(MetaECGError, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(ClientDisconnect, left)
 
 
 def methods_at(app: FastAPI, path: str) -> list[str]:
@@ -265,8 +275,13 @@ def invalid_request(error: RequestValidationError) -> ApiError:
     return ApiError("invalid", message, {"problems": found})
 
 
-def http_error(error: HTTPException, request: Request) -> ApiError:
+def http_error(error: HTTPException, request: Request) -> ApiError | StoreUnavailableError:
     """Return our form of an error that the web framework raised."""
+    if isinstance(error.__cause__, OSError):  # while a form's files were put aside
+        return StoreUnavailableError(
+            f"the server has no room to keep the body while it comes ({error.__cause__.strerror}). "
+            "Nothing was stored; try again later."
+        )
     if isinstance(error, BodyTooLargeError):
         return error.problem
     if error.status_code == 404:

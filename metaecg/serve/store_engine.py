@@ -154,8 +154,12 @@ def _translated(original: BaseException, is_away: bool) -> StoreError:
         )
     reason = (str(original).splitlines() or [words])[0].rstrip(".")[:300]
     if is_away:
+        again = (
+            "Nothing was written; the same request works once the database is back, has room on its "
+            "disk and is not locked."
+        )
         return StoreUnavailableError(
-            f"the store's database can't be used: {reason}. Nothing was written; the same request "
-            "works once the database is back, has room on its disk and is not locked."
+            f"the store's database can't be used: {reason}. {again}",
+            answer=f"the store's database can't be used for now. {again}",
         )
     return StoreError(f"the store's database refuses: {reason}. If damaged, restore a backup.")

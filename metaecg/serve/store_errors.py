@@ -44,4 +44,16 @@ class StoreUnavailableError(StoreError):
     """The database can't be reached, its disk is full or it is locked for too long.
 
     Nothing was written. The same call works again once the cause has gone; no restart is needed.
+
+    Parameters
+    ----------
+    message
+        For the log and for who runs the server.
+    answer
+        What the API says, where the message has a driver's words: they may tell where the database
+        is. ``None``: the message.
     """
+
+    def __init__(self, message: str, *, answer: str | None = None) -> None:
+        self.answer = message if answer is None else answer
+        super().__init__(message)
