@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from metaecg.data.records import file_sha256
+from metaecg.data.files import file_sha256
 from metaecg.errors import CacheError
 
 T = TypeVar("T")

@@ -1,6 +1,5 @@
 """Write generated patients as WFDB recordings: a data set that needs no download."""
 
-import hashlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from metaecg.data.demo_patients import (
     Role,
     generate_patient,
 )
+from metaecg.data.files import file_sha256
 from metaecg.errors import DataError
 
 DEMO_VERSION = 1
@@ -26,22 +26,6 @@ DEMO_VERSION = 1
 
 SLUG = "demo"
 _GAIN_PER_MV = 200.0
-
-
-def ensure_demo(cache_root: str | os.PathLike) -> Path:
-    """Return the folder of the sixteen default patients, written on the first call.
-
-    Parameters
-    ----------
-    cache_root
-        A folder that may be written to; created if it doesn't exist.
-
-    Returns
-    -------
-    pathlib.Path
-        ``cache_root/demo``, with the recordings and ``RECORDS``.
-    """
-    return write_demo_database(cache_root)
 
 
 def write_demo_database(
@@ -119,7 +103,7 @@ def _is_current(target: Path, settings: dict) -> bool:
     try:
         found = json.loads((target / "demo.json").read_text())
         files = found.pop("files")
-        return found == settings and all(_sha256(target / f) == s for f, s in files.items())
+        return found == settings and all(file_sha256(target / f) == s for f, s in files.items())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
 
@@ -160,7 +144,7 @@ def _write_all(folder: Path, settings: dict) -> None:
         patient = generate_patient(index, duration_s=settings["duration_s"], seed=settings["seed"])
         _write_recording(folder, name, patient)
     (folder / "RECORDS").write_text("".join(f"{name}\n" for name in names))
-    files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
     (folder / "demo.json").write_text(json.dumps({**settings, "files": files}, indent=1) + "\n")
 
 
@@ -199,7 +183,3 @@ def _describe(role: Role) -> str:
     parts += ["slow VT"] if role.is_slow_vt else []
     parts += ["restless"] if role.is_restless else []
     return ", ".join(parts)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -18,7 +18,8 @@ from urllib3.util.retry import Retry
 
 from metaecg.checks import check_positive
 from metaecg.data.databases import Database, get_database
-from metaecg.data.transfer import Stopped, discard, fetch, sha256_of
+from metaecg.data.files import file_sha256, sync_folder
+from metaecg.data.transfer import Stopped, discard, fetch
 from metaecg.errors import CacheError, ConfigError, DataError
 
 PHYSIONET = "https://physionet.org/files/"
@@ -142,7 +143,7 @@ def _download_database(database: Database, folder: Path, *, base_url: str, **how
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             _fetch_all(database, folder, base_url + database.url_path, **how)
-            _sync_folder(folder)
+            sync_folder(folder)
     except CacheError:
         raise
     except OSError as error:
@@ -262,7 +263,7 @@ def _fetch_verified(
         raise Stopped
     target, part, expected = folder / name, folder / f"{name}.part", _published(name, sums, url)
     if target.exists():
-        if sha256_of(target) == expected:
+        if file_sha256(target) == expected:
             if keep_part:
                 shutil.copyfile(target, part)
             return
@@ -270,13 +271,13 @@ def _fetch_verified(
         target.unlink()
     resumed = part.exists()
     received = counter.received if counter else None
-    if not (resumed and sha256_of(part) == expected):
+    if not (resumed and file_sha256(part) == expected):
         fetch(url + name, part, session=session, tag=expected, stop=stop, received=received)
-    found = sha256_of(part)
+    found = file_sha256(part)
     if found != expected and resumed:  # the old beginning may be to blame: once more, from zero
         discard(part)
         fetch(url + name, part, session=session, tag=expected, stop=stop, received=received)
-        found = sha256_of(part)
+        found = file_sha256(part)
     if found != expected:
         discard(part)
         raise DataError(
@@ -349,17 +350,6 @@ def files_of(
         _published(f"{record}.hea", sums, where)
         names += [f"{record}.{ext}" for ext in extensions if f"{record}.{ext}" in sums]
     return list(dict.fromkeys(names))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renames survive a power cut, where the system lets a folder be synced."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _cannot_write(folder: Path, error: OSError) -> CacheError:

@@ -1,6 +1,5 @@
 """One recording: WFDB files in, a checked `Record` in millivolts out."""
 
-import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -175,12 +174,6 @@ def record_files(path: str | Path, *, extension: str = "atr") -> list[Path]:
             if line.strip() and not line.startswith("#"):
                 names.add(line.split()[0])
     return sorted(file for file in (path.with_name(name) for name in names) if file.exists())
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _known_database(path: Path, database: str | None):

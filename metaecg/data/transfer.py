@@ -1,6 +1,5 @@
 """Fetch one file over HTTP into a part file, going on where it ends."""
 
-import hashlib
 import json
 import os
 import re
@@ -20,12 +19,6 @@ CHUNK = 1 << 16
 
 class Stopped(Exception):
     """The caller asked the transfer to stop; the part file keeps what has arrived."""
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def discard(part: Path) -> None:

@@ -10,7 +10,6 @@ its creation on, and is removed as soon as everything has arrived. Sending it ag
 which is why nothing needs to remember how far it got.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from metaecg.data.files import file_sha256
 
 FOLDER = "tracking-missing"
 KEY_PREFIX = "offline-"
@@ -119,7 +120,7 @@ def file_entry(path: Path, out: Path, *, to: str = "") -> dict:
     """Return the reference to a file: where it lies below `out`, its checksum and its destination."""
     return {
         "path": os.path.relpath(path.resolve(), out.resolve()),
-        "sha256": sha256_of(path),
+        "sha256": file_sha256(path),
         "to": to,
     }
 
@@ -137,7 +138,7 @@ def folder_entries(folder: Path, out: Path, *, to: str) -> list[dict]:
 def find_file(folder: Path, entry: dict) -> Path | None:
     """Return the file that an entry means, the kept copy or the original; None if it changed."""
     for path in (folder / FILES / entry["sha256"], output_folder(folder) / entry["path"]):
-        if path.is_file() and sha256_of(path) == entry["sha256"]:
+        if path.is_file() and file_sha256(path) == entry["sha256"]:
             return path
     return None
 
@@ -153,9 +154,3 @@ def keep_files(folder: Path) -> None:
                 beside = copy.with_suffix(".new")
                 shutil.copyfile(source, beside)
                 os.replace(beside, copy)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the checksum of a file, hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

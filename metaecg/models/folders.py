@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from metaecg.data.files import sync_folder
 from metaecg.errors import CheckpointError
 
 N_TRIES = 5  # another process may replace the same folder at the same moment
@@ -38,9 +39,9 @@ def write_folder(folder: str | Path, files: Mapping[str, bytes]) -> None:
     try:
         for name, content in files.items():
             _write_synced(beside / name, content)
-        _sync_folder(beside)
+        sync_folder(beside)
         _move_into_place(beside, folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -57,7 +58,7 @@ def write_file(path: str | Path, content: bytes) -> None:
     try:
         _write_synced(beside, content)
         os.replace(beside, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -79,16 +80,6 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder can't be opened
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _move_into_place(new: Path, folder: Path) -> None:

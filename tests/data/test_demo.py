@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import wfdb
 
-from metaecg.data.demo import _is_current, ensure_demo, write_demo_database
+from metaecg.data.demo import _is_current, write_demo_database
 from metaecg.data.demo_patients import CAST, FS_HZ, MIN_DURATION_S, generate_patient
 from metaecg.errors import DataError
 
@@ -16,7 +16,7 @@ VA = ("VT", "VF", "VFL")
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    return ensure_demo(tmp_path_factory.mktemp("cache") / "new")
+    return write_demo_database(tmp_path_factory.mktemp("cache") / "new")
 
 
 def count_windows(segments, start_s, stop_s):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import wfdb
 
-from metaecg.data.records import file_sha256, read_record, record_files
+from metaecg.data.files import file_sha256
+from metaecg.data.records import read_record, record_files
 from metaecg.errors import DataError
 
 RAMP = np.arange(-50, 51)

@@ -365,7 +365,7 @@ def test_a_file_in_the_place_of_the_folder_is_left_alone(tmp_path):
     assert (tmp_path / "base").read_text() == "a file"
 
 
-@pytest.mark.parametrize("step", ["_write_synced", "_sync_folder"])
+@pytest.mark.parametrize("step", ["_write_synced", "sync_folder"])
 def test_a_failure_while_writing_leaves_the_old_base(folder, monkeypatch, step):
     def full_disk(*args):
         raise OSError(28, "No space left on device")
