@@ -51,6 +51,13 @@ def print_fields(section: type[BaseModel], *, prefix: str = "") -> str:
     return "\n".join(lines)
 
 
+def as_yaml(config: BaseModel) -> str:
+    """Return a resolved configuration as text that `--config` takes back."""
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()
+
+
 def argument_parser(program: str, description: str, fields: type[BaseModel]):
     """Return a parser with the overrides and a help that documents every field."""
     parser = argparse.ArgumentParser(

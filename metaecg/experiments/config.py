@@ -344,6 +344,15 @@ def merge(values: dict, path: list[str], value: object) -> dict:
     return {**values, head: merge(inner if isinstance(inner, dict) else {}, rest, value)}
 
 
+def over(values: dict, winning: dict) -> dict:
+    """Return `values` with `winning` over them, section by section, however deep."""
+    merged = {**values, **winning}
+    for name, value in values.items():
+        if isinstance(value, dict) and isinstance(winning.get(name), dict):
+            merged[name] = over(value, winning[name])
+    return merged
+
+
 def field_names(section: type[BaseModel] = VAConfig, prefix: str = "") -> list[str]:
     """Return every dotted field name."""
     names = []

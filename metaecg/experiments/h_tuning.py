@@ -15,10 +15,10 @@ import sys
 from contextlib import contextmanager
 
 from metaecg.errors import ConfigError, LeakageError
-from metaecg.experiments.cli import progress, run_main
+from metaecg.experiments.cli import as_yaml, progress, run_main
 from metaecg.experiments.ht_config import HTConfig
 from metaecg.experiments.ht_methods import METHODS, choose_methods
-from metaecg.experiments.ht_options import as_yaml, make_parser, resolve
+from metaecg.experiments.ht_options import make_parser, resolve
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 from metaecg.checks import did_you_mean
 from metaecg.errors import ConfigError
 from metaecg.experiments.cli import argument_parser
-from metaecg.experiments.config import build_config, load_yaml, merge, parse_override
+from metaecg.experiments.config import build_config, load_yaml, merge, over, parse_override
 from metaecg.experiments.ht_config import LIST_FIELDS, QUICK, HTConfig
 from metaecg.experiments.ht_methods import METHODS, choose_methods
 
@@ -37,9 +37,9 @@ def resolve(arguments) -> HTConfig:
     """
     values = load_yaml(arguments.config) if arguments.config else {}
     if arguments.quick:
-        values = _over(values, QUICK)
+        values = over(values, QUICK)
     typed, problems = _typed(arguments)
-    values = _with_places(_over(values, typed))
+    values = _with_places(over(values, typed))
     config, more = _built(values)
     problems += more + _semantic_problems(config)
     if not {"data", "databases", "splits", "base"} & {*values} - _sound(values):
@@ -70,13 +70,6 @@ def _sound(values: dict) -> set[str]:
     return found
 
 
-def as_yaml(config: HTConfig) -> str:
-    """Return the resolved configuration as text that `--config` takes back."""
-    import yaml
-
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()
-
-
 def _typed(arguments) -> tuple[dict, list[str]]:
     """Return what was typed, options and overrides, and the overrides that can't be read."""
     typed = {name: getattr(arguments, name) for name in OPTIONS}
@@ -90,15 +83,6 @@ def _typed(arguments) -> tuple[dict, list[str]]:
         except ConfigError as error:
             problems += error.problems
     return typed, problems
-
-
-def _over(values: dict, winning: dict) -> dict:
-    """Return `values` with `winning` over them, section by section."""
-    merged = {**values, **winning}
-    for name, value in values.items():
-        if isinstance(value, dict) and isinstance(winning.get(name), dict):
-            merged[name] = {**value, **winning[name]}
-    return merged
 
 
 def _with_places(values: dict) -> dict:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from metaecg.data.databases import DATABASES, Database
 from metaecg.data.datasets import Dataset
@@ -68,3 +69,18 @@ def datasets_of(dataset: Dataset) -> list[dict[str, str]]:
             )
         )
     return found
+
+
+def record_run(
+    tracker, out: Path, figures: dict[str, float | None], *, register_as: str | None
+) -> None:
+    """Record the figures, the files and the base of a finished run of detectors."""
+    from metaecg.models.checkpoints import load_base
+    from metaecg.models.mlflow_model import pyfunc_facts
+
+    tracker.metrics(figures)
+    files = ("results.json", "report.html", "config.yaml", "run.json", "predictions.npz")
+    tracker.artifacts(out / name for name in files)
+    folder = out / "model"
+    if folder.is_dir():  # with --base there is none
+        tracker.model(pyfunc_facts(load_base(folder)), folder=folder, register_as=register_as)

@@ -7,7 +7,7 @@ from typing import Any
 
 from metaecg.errors import ConfigError
 from metaecg.experiments.cli import argument_parser
-from metaecg.experiments.config import build_config, load_yaml, merge, parse_override
+from metaecg.experiments.config import build_config, load_yaml, merge, over, parse_override
 from metaecg.experiments.tune_config import LIST_FIELDS, PRESETS, TuneConfig
 from metaecg.experiments.tune_recipe import Recipe, get_recipe
 from metaecg.experiments.tune_space import Space
@@ -127,7 +127,7 @@ def nested(section: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in section.items():
         value = nested(value) if isinstance(value, Mapping) else value
-        values = _over(values, merge({}, name.split("."), value))
+        values = over(values, merge({}, name.split("."), value))
     return values
 
 
@@ -170,19 +170,10 @@ def _with_presets(file: dict, typed: dict, *, quick: bool) -> dict:
     given = {**file, **typed}
     is_demo = not given.get("data") and not given.get("databases")
     is_demo |= given.get("databases") in ("demo", ["demo"])
-    values = _over(PRESETS["demo"] if is_demo else {}, file)
+    values = over(PRESETS["demo"] if is_demo else {}, file)
     if quick:
-        values = _over(values, PRESETS["quick"])
-    return _over(values, typed)
-
-
-def _over(values: dict, winning: dict) -> dict:
-    """Return `values` with `winning` over them, section by section."""
-    merged = {**values, **winning}
-    for name, value in values.items():
-        if isinstance(value, dict) and isinstance(winning.get(name), dict):
-            merged[name] = _over(value, winning[name])
-    return merged
+        values = over(values, PRESETS["quick"])
+    return over(values, typed)
 
 
 def _semantic_problems(config: TuneConfig) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from contextlib import contextmanager
 
 from metaecg.errors import ConfigError, DataError
-from metaecg.experiments.cli import progress, run_main
+from metaecg.experiments.cli import as_yaml, progress, run_main
 from metaecg.experiments.config import VAConfig
 from metaecg.experiments.va_methods import (
     BASE_ONLY_METHODS,
@@ -24,7 +24,7 @@ from metaecg.experiments.va_methods import (
     choose_methods,
     points_of_curve,
 )
-from metaecg.experiments.va_options import as_yaml, make_parser, resolve
+from metaecg.experiments.va_options import make_parser, resolve
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +67,8 @@ def run(config: VAConfig, *, resume: bool = False) -> dict:
     from metaecg.evaluate.protocol import eligibility, prepare_for_protocol
     from metaecg.experiments.provenance import git_commit, versions, write_provenance
     from metaecg.experiments.tracking import warm_up
-    from metaecg.experiments.va_outputs import assemble, record_results
+    from metaecg.experiments.tracking_facts import record_run
+    from metaecg.experiments.va_outputs import assemble, flat_figures
     from metaecg.experiments.va_splits import splits_of
 
     settings = config.tracking
@@ -94,7 +95,8 @@ def run(config: VAConfig, *, resume: bool = False) -> dict:
             results = assemble(config, methods, dataset, who, splits, predictions, commit=commit)
         _write(config, results, dataset, predictions, done)
         with progress("recording the MLflow run"):
-            record_results(tracker, config, results)
+            figures, register_as = flat_figures(results), config.tracking.register_as
+            record_run(tracker, config.out, figures, register_as=register_as)
     if not config.keep_jobs:
         shutil.rmtree(config.out / "jobs", ignore_errors=True)
     return results

@@ -15,6 +15,7 @@ from metaecg.experiments.config import (
     build_config,
     load_yaml,
     merge,
+    over,
     parse_override,
     split_list,
 )
@@ -73,7 +74,7 @@ def resolve_values(
         values = _with_defaults(file, typed, quick=quick)
     except ConfigError as error:
         problems += error.problems
-        values = _deep_merge(file, typed)
+        values = over(file, typed)
     problems += _method_problems(values)
     try:
         config = build_config(values)
@@ -105,7 +106,7 @@ def _with_defaults(file: dict, typed: dict, *, quick: bool) -> dict:
     from metaecg.data.cache import default_cache_root
     from metaecg.data.databases import default_data_root
 
-    given = _deep_merge(file, typed)
+    given = over(file, typed)
     cache = given.get("cache") or str(default_cache_root())
     data, databases = given.get("data"), given.get("databases")
     if not databases:
@@ -114,10 +115,10 @@ def _with_defaults(file: dict, typed: dict, *, quick: bool) -> dict:
     if databases in ("demo", ["demo"]):
         data = data or os.path.join(str(cache), "demo-data")
         presets = {} if given.get("base") else PRESETS["demo"]
-    values = _deep_merge(presets, file)
+    values = over(presets, file)
     if quick:
-        values = _deep_merge(values, PRESETS["quick"])
-    values = _deep_merge(values, typed)
+        values = over(values, PRESETS["quick"])
+    values = over(values, typed)
     if values.get("base") and not values.get("out"):
         values["out"] = "runs/va_base"
     return {
@@ -126,15 +127,6 @@ def _with_defaults(file: dict, typed: dict, *, quick: bool) -> dict:
         "databases": databases,
         "data": data or str(default_data_root()),
     }
-
-
-def _deep_merge(defaults: dict, values: dict) -> dict:
-    """Return `defaults` with `values` over them, section by section."""
-    merged = {**defaults, **values}
-    for name, default in defaults.items():
-        if isinstance(default, dict) and isinstance(values.get(name), dict):
-            merged[name] = {**default, **values[name]}
-    return merged
 
 
 def _databases_in(folder, *, any_name: bool) -> list[str]:
@@ -296,10 +288,3 @@ def _chosen(config: VAConfig) -> dict:
         return choose_methods(config.methods, table=table)
     except ConfigError:
         return {}
-
-
-def as_yaml(config: VAConfig) -> str:
-    """Return the resolved configuration as text that `--config` takes back."""
-    import yaml
-
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()

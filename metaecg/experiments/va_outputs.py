@@ -146,21 +146,8 @@ def record_training(tracker, name: str, history: list[dict[str, float]]) -> None
     tracker.history(name, shown.items())
 
 
-def record_results(tracker, config: VAConfig, results: dict) -> None:
-    """Record the figures, the files and the base of a finished run."""
-    from metaecg.models.checkpoints import load_base
-    from metaecg.models.mlflow_model import pyfunc_facts
-
-    tracker.metrics(_flat_figures(results))
-    files = ("results.json", "report.html", "config.yaml", "run.json", "predictions.npz")
-    tracker.artifacts(config.out / name for name in files)
-    folder = config.out / "model"
-    if folder.is_dir():  # with --base there is none
-        facts = pyfunc_facts(load_base(folder))
-        tracker.model(facts, folder=folder, register_as=config.tracking.register_as)
-
-
-def _flat_figures(results: dict) -> dict[str, float | None]:
+def flat_figures(results: dict) -> dict[str, float | None]:
+    """Return the figures that MLflow gets, by name."""
     found: dict[str, float | None] = {}
     for name, figures in results["methods"].items():
         row = name.replace("+", ".")  # MLflow's names may not hold a plus sign

@@ -16,7 +16,7 @@ import sys
 from contextlib import contextmanager
 
 from metaecg.errors import DataError
-from metaecg.experiments.cli import progress, run_main
+from metaecg.experiments.cli import as_yaml, progress, run_main
 from metaecg.experiments.veb_config import VebConfig
 from metaecg.experiments.veb_methods import METHODS, choose_methods
 from metaecg.experiments.veb_options import make_parser, resolve
@@ -35,7 +35,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(arguments) -> None:
-    from metaecg.experiments.va_options import as_yaml
     from metaecg.experiments.veb_outputs import summary_table
 
     config = resolve(arguments)
@@ -62,8 +61,9 @@ def run(config: VebConfig) -> dict:
     """
     from metaecg.experiments.provenance import git_commit, versions, write_provenance
     from metaecg.experiments.tracking import warm_up
+    from metaecg.experiments.tracking_facts import record_run
     from metaecg.experiments.veb_data import prepare, splits_of
-    from metaecg.experiments.veb_outputs import assemble, record_results
+    from metaecg.experiments.veb_outputs import assemble, flat_figures
 
     settings = config.tracking
     warm_up(enabled=settings.enabled, uri=settings.uri, out=config.out)
@@ -94,7 +94,8 @@ def run(config: VebConfig) -> dict:
             )
         _write(config, results, predictions, done[0].model)
         with progress("recording the MLflow run"):
-            record_results(tracker, config, results)
+            figures, register_as = flat_figures(results), config.tracking.register_as
+            record_run(tracker, config.out, figures, register_as=register_as)
     if not config.keep_jobs:
         shutil.rmtree(config.out / "jobs", ignore_errors=True)
     return results

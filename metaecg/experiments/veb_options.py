@@ -6,7 +6,14 @@ from pathlib import Path
 from metaecg.data.databases import DATABASES
 from metaecg.errors import ConfigError
 from metaecg.experiments.cli import argument_parser
-from metaecg.experiments.config import build_config, load_yaml, merge, parse_override, split_list
+from metaecg.experiments.config import (
+    build_config,
+    load_yaml,
+    merge,
+    over,
+    parse_override,
+    split_list,
+)
 from metaecg.experiments.veb_config import QUICK, VebConfig
 from metaecg.experiments.veb_methods import choose_methods
 
@@ -37,9 +44,9 @@ def resolve(arguments) -> VebConfig:
     """Merge presets, file, options and overrides, the later ones winning; report every mistake."""
     values = load_yaml(arguments.config) if arguments.config else {}
     if arguments.quick:
-        values = _over(values, QUICK)
+        values = over(values, QUICK)
     typed, problems = _typed(arguments)
-    values = _over(values, typed)
+    values = over(values, typed)
     try:
         values = _with_places(values)
     except ConfigError as error:
@@ -69,15 +76,6 @@ def _typed(arguments) -> tuple[dict, list[str]]:
         except ConfigError as error:
             problems += error.problems
     return typed, problems
-
-
-def _over(values: dict, more: dict) -> dict:
-    """Return `values` with `more` over them, section by section."""
-    merged = {**values, **more}
-    for name, value in values.items():
-        if isinstance(value, dict) and isinstance(more.get(name), dict):
-            merged[name] = {**value, **more[name]}
-    return merged
 
 
 def _with_places(values: dict) -> dict:

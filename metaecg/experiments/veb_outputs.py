@@ -171,21 +171,8 @@ def start_tracking(config: VebConfig, dataset: Dataset, *, commit: str | None):
     return tracker
 
 
-def record_results(tracker, config: VebConfig, results: dict) -> None:
-    """Record the figures, the files and the base of a finished run."""
-    from metaecg.models.checkpoints import load_base
-    from metaecg.models.mlflow_model import pyfunc_facts
-
-    tracker.metrics(_flat_figures(results))
-    files = ("results.json", "report.html", "config.yaml", "run.json", "predictions.npz")
-    tracker.artifacts(config.out / name for name in files)
-    folder = config.out / "model"
-    if folder.is_dir():  # with --base there is none
-        facts = pyfunc_facts(load_base(folder))
-        tracker.model(facts, folder=folder, register_as=config.tracking.register_as)
-
-
-def _flat_figures(results: dict) -> dict[str, float | None]:
+def flat_figures(results: dict) -> dict[str, float | None]:
+    """Return the figures that MLflow gets, by name."""
     found: dict[str, float | None] = {}
     for name, figures in results["methods"].items():
         row = name.replace("+", ".").replace("@", ".")  # MLflow's names may hold neither

@@ -1,5 +1,6 @@
 """Configuration: overrides, presets, lists, and every mistake reported at once."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from metaecg.experiments.config import (
     field_names,
     load_yaml,
     merge,
+    over,
     parse_override,
 )
 
@@ -41,6 +43,27 @@ def test_an_override_does_not_change_the_values_it_starts_from():
     values = {"meta": {"inner_lr": 0.1}}
     merge(values, ["meta", "inner_lr"], 0.2)
     assert values == {"meta": {"inner_lr": 0.1}}
+
+
+def test_what_wins_replaces_single_fields_of_inner_sections_too():
+    values = {"personalize": {"lr": 0.1, "h_tuning": {"mixing": 0.5, "scale": 0.01}}, "folds": 3}
+    found = over(values, {"personalize": {"h_tuning": {"scale": 0.02}}})
+    assert found == {
+        "personalize": {"lr": 0.1, "h_tuning": {"mixing": 0.5, "scale": 0.02}},
+        "folds": 3,
+    }
+    assert values["personalize"]["h_tuning"]["scale"] == 0.01
+
+
+@pytest.mark.parametrize("recipe", ["va", "veb"])
+def test_an_override_leaves_the_files_other_fields_of_its_section(recipe, tmp_path):
+    options = import_module(f"metaecg.experiments.{recipe}_options")
+    file = tmp_path / "a.yaml"
+    file.write_text("personalize: {h_tuning: {mixing: 0.5, n_samples: 3}}\n")
+    typed = ["--config", str(file), "personalize.h_tuning.n_samples=2"]
+    config = options.resolve(options.make_parser("").parse_intermixed_args(typed))
+    assert config.personalize.h_tuning.mixing == 0.5
+    assert config.personalize.h_tuning.n_samples == 2
 
 
 def test_text_without_an_equals_sign_is_no_override():
