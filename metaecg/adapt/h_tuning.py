@@ -5,7 +5,7 @@ here they become a way to fine-tune. Unlike the other methods this one moves the
 of batch norm: they are gathered in the zeroth-order passes, over the whole batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from metaecg.adapt.methods import plain_name, trained_parameters
 from metaecg.adapt.mix_order import MixOrder
-from metaecg.adapt.training import Loss, OnStep, check_parameters, training_mode
+from metaecg.adapt.training import Loss, OnStep, check_parameters, shuffled_batches, training_mode
 
 N_STEPS = 200
 """Of `Personalizer`: at the published learning rates, some thousand steps in the paper, the 30 steps
@@ -186,7 +186,7 @@ def h_tune(
     )
     parameters = [parameter for _, parameter in (*shallow, *deep)]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    batches = _batches(len(y), n_each, generator)
+    batches = shuffled_batches(len(y), n_each, generator)
     losses = []
     with training_mode(network):
         for step in range(n_steps):
@@ -198,15 +198,3 @@ def h_tune(
                 on_step(step + 1, n_steps)
     check_parameters(parameters, f"after {n_steps} steps", lr)
     return losses
-
-
-def _batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Yield batches of equal size in random order, also where a batch is all there is.
-
-    For the first-order gradient is that of the first windows: in a fixed order it would be that of
-    the same two windows for ever.
-    """
-    while True:
-        for batch in torch.randperm(n, generator=generator).split(batch_size):
-            if len(batch) == batch_size:
-                yield batch

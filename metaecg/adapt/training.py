@@ -151,3 +151,15 @@ def _batches(n: int, batch_size: int | None, generator: torch.Generator) -> Iter
             yield everything
     while True:
         yield from torch.randperm(n, generator=generator).split(batch_size)
+
+
+def shuffled_batches(n: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Yield the indices of batches of one size, in an order drawn anew when too few are left.
+
+    Also where a batch is everything: the mix-order gradient's first order is that of the batch's
+    first windows, which must not be the same ones for ever.
+    """
+    while True:
+        for batch in torch.randperm(n, generator=generator).split(size):
+            if len(batch) == size:
+                yield batch

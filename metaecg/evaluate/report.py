@@ -89,7 +89,7 @@ def render_report(
         has_baseline=baseline is not None,
         best=best,
         subject_table=_subject_table(methods[best]) if best else None,
-        curriculum=_picture(curriculum_figure(curriculum, note=note)) if curriculum else None,
+        curriculum=picture(curriculum_figure(curriculum, note=note)) if curriculum else None,
         strips=[_strip(strip, note) for strip in strips],
         ineligible=sorted(results.get("ineligible", {}).items()),
         plotly_js=Markup(get_plotlyjs()),
@@ -321,16 +321,16 @@ def _changes(
     for name in sorted(adapted, key=lambda name: name != best):
         names = {"before_name": baseline or "", "after_name": name}
         figure = change_figure(before, methods[name]["subjects"], **names, note=note)
-        pictures.append({"name": name, **_picture(figure)})
+        pictures.append({"name": name, **picture(figure)})
     return pictures
 
 
 def _strip(strip: Mapping[str, Any], note: str) -> dict[str, Any]:
-    figure = _picture(strip_figure(strip, note=note))
+    figure = picture(strip_figure(strip, note=note))
     return {"label": strip_label(strip), "note": strip.get("note") or "", **figure}
 
 
-def _picture(figure) -> dict[str, Any]:
+def picture(figure) -> dict[str, Any]:
     """Return a figure as JSON that is safe inside a script element."""
     from markupsafe import Markup
 

@@ -63,11 +63,6 @@ def method_results(
     return figures
 
 
-def subject_aucs(figures: dict) -> dict[str, float | None]:
-    """Return subject to AUC, for paired comparisons."""
-    return {subject_id: values["auc"] for subject_id, values in figures["subjects"].items()}
-
-
 def compare_methods(results: dict, *, reference: str) -> dict[str, dict]:
     """Return each method's paired difference in subject AUC and F1 to `reference`, with interval."""
     if reference not in results:

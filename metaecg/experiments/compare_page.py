@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metaecg.evaluate.report import picture
 from metaecg.experiments.compare_plots import (
     course_figure,
     forest_figure,
@@ -74,9 +75,9 @@ def render_page(comparison: Mapping[str, Any]) -> str:
         explanations=explanations(comparison),
         metric=WORDS[comparison["metric"]],
         table=_table(comparison),
-        forest=_picture(forest_figure(comparison, note=note)),
+        forest=picture(forest_figure(comparison, note=note)),
         scatters=[
-            {"name": row["label"], **_picture(scatter_figure(comparison, row, note=note))}
+            {"name": row["label"], **picture(scatter_figure(comparison, row, note=note))}
             for row in shown
         ],
         subjects=_subjects(comparison),
@@ -167,16 +168,8 @@ def _study(study: Mapping[str, Any]) -> dict[str, Any]:
         "name": study["study"],
         "source": study["source"],
         "states": states or "none",
-        "course": _picture(course_figure(study)) if study["course"] else None,
-        "importance": _picture(importance_figure(study)) if study["importance"] else None,
+        "course": picture(course_figure(study)) if study["course"] else None,
+        "importance": picture(importance_figure(study)) if study["importance"] else None,
         "importance_note": study["importance_note"],
         "is_multi_objective": len(study["directions"]) > 1,
     }
-
-
-def _picture(figure) -> dict[str, Any]:
-    """Return a figure as JSON that is safe inside a script element."""
-    from markupsafe import Markup
-
-    safe = figure.to_json().replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return {"json": Markup(safe), "height": int(figure.layout.height)}

@@ -20,11 +20,10 @@ from torch.nn import functional as F
 
 from metaecg.adapt.cutmix import cutmix
 from metaecg.adapt.h_tuning import rate_factor
-from metaecg.adapt.training import check_finite, check_parameters
+from metaecg.adapt.training import check_finite, check_parameters, shuffled_batches
 from metaecg.checks import check_option
 from metaecg.data.twelve_lead_input import TwelveLeadInput
 from metaecg.errors import CheckpointError
-from metaecg.experiments.ht_training import shuffled_batches
 from metaecg.models.backbones.cnn_transformer import SIZES, CNNTransformer
 from metaecg.models.folders import write_folder
 from metaecg.models.registry import build_network

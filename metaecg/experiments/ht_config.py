@@ -11,7 +11,6 @@ from metaecg.experiments.config import Positive, PositiveFloat, Section, Trackin
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Shares = Annotated[list[Share], Field(min_length=3, max_length=3)]
-NotNegative = Annotated[float, Field(ge=0)]
 
 
 class InputConfig(Section):

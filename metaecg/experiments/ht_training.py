@@ -1,7 +1,7 @@
 """Fine-tune a network by one method of `h_tuning`, stop and choose by the validation alone."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from metaecg.adapt.h_tuning import (
 )
 from metaecg.adapt.methods import prepare_network, running_statistics, trained_parameters
 from metaecg.adapt.mix_order import MixOrder
-from metaecg.adapt.training import check_finite, check_parameters
+from metaecg.adapt.training import check_finite, check_parameters, shuffled_batches
 from metaecg.errors import AdaptationError
 from metaecg.evaluate.memory import peak_memory
 from metaecg.experiments.ht_config import HTConfig
@@ -196,18 +196,6 @@ def fine_tune(
         n_trained=sum(p.numel() for p in trainer.parameters),
         n_per_step=trainer.n_per_step,
     )
-
-
-def shuffled_batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the indices of batches of one size, in an order drawn anew when too few are left.
-
-    Also where a batch is everything: the mix-order gradient's first order is that of the batch's
-    first recordings, which must not be the same ones for ever.
-    """
-    while True:
-        for batch in torch.randperm(n, generator=generator).split(size):
-            if len(batch) == size:
-                yield batch
 
 
 def score(network: nn.Module, signals: np.ndarray, labels: np.ndarray) -> float:

@@ -11,7 +11,6 @@ from metaecg.data.beat_input import ROWS, beat_forms, beat_inputs, number_names
 from metaecg.data.beats import BeatSet
 from metaecg.data.datasets import Dataset
 from metaecg.data.splits import Split, make_folds
-from metaecg.evaluate.metrics import aami_counts
 from metaecg.experiments.veb_config import VebConfig
 from metaecg.experiments.veb_data import cutting_of, preprocessing_of, strata_of
 from metaecg.meta.supervised import pretrain
@@ -145,11 +144,6 @@ def best_threshold(scores: np.ndarray, letters: np.ndarray) -> tuple[float, floa
     at = int(np.argmax(f1))
     below = sorted_scores[min(at + 1, len(sorted_scores) - 1)]
     return float(f1[at]), float((sorted_scores[at] + below) / 2)
-
-
-def f1_of(scores: np.ndarray, letters: np.ndarray) -> float | None:
-    """Return the gross F1 of V where a score above 0 names it."""
-    return aami_counts(letters, np.where(scores > 0, "V", "N"))["V"]["f1"]
 
 
 def _training_beats(dataset: Dataset, split: Split) -> BeatSet:

@@ -23,7 +23,7 @@ from metaecg.errors import DataError
 from metaecg.evaluate.operating_point import operating_point
 from metaecg.evaluate.paired import paired_difference
 from metaecg.evaluate.predictions import Prediction
-from metaecg.evaluate.results import compare_methods, method_results, subject_aucs
+from metaecg.evaluate.results import compare_methods, method_results
 from metaecg.seeding import numpy_generator
 
 LABELS = {"a": "0001110000", "b": "0110", "healthy": "0" * 9}
@@ -302,10 +302,6 @@ def test_methods_are_compared_subject_by_subject():
 
 def test_a_reference_that_was_not_run_gives_no_comparison():
     assert compare_methods({"mine": {"subjects": {}}}, reference="base") == {}
-
-
-def test_the_aucs_of_the_subjects_can_be_taken_out(dataset):
-    assert subject_aucs(results(SEED_1, dataset)) == {"a": pytest.approx(13 / 21), "b": 0.5}
 
 
 def test_who_sees_the_whole_recording_first_has_no_delay(dataset):
