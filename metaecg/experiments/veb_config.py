@@ -43,7 +43,7 @@ class BeatsConfig(Section):
 class BeatNetworkConfig(Section):
     """The networks, beat-cnn; those of all folds together are the base."""
 
-    width: Annotated[int, Field(ge=4)] = 16
+    width: Annotated[int, Field(ge=4)] = 32
     """Channels of the first two convolutions, a multiple of 4."""
     n_hidden: Positive = 32
     """Width of the layer before the head."""
@@ -54,8 +54,8 @@ class BeatNetworkConfig(Section):
 class BeatTrainConfig(Section):
     """Supervised training of each network."""
 
-    n_steps: Annotated[int, Field(ge=10)] = 700
-    """Steps."""
+    n_steps: Annotated[int, Field(ge=10)] = 200
+    """Steps; more of them fit the training subjects better and others worse (docs/results/veb.md)."""
     batch_size: Annotated[int, Field(ge=8)] = 128
     """Beats in a step, the same number of each class."""
     lr: PositiveFloat = 2e-3
@@ -187,5 +187,5 @@ class VebConfig(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-QUICK: dict = {"seeds": [0], "folds": 2, "train": {"n_steps": 150}}
+QUICK: dict = {"seeds": [0], "folds": 2, "train": {"n_steps": 100}}
 """What ``--quick`` sets."""
