@@ -103,12 +103,7 @@ def windows_of(
     ApiError
         The base judges beats.
     """
-    if services.segmentation.kind != "windows":
-        raise ApiError(
-            "streams_need_windows",
-            "this server's base judges beats, which need the recording around them. Upload the recording "
-            "and ask for its predictions.",
-        )
+    _refuse_beats(services)
     signal_mv = in_millivolts(signal, unit)
     window_s = services.base.preprocessing.window_s
     if len(signal_mv) > (n_most + 1) * window_s * fs_hz:
@@ -123,6 +118,47 @@ def windows_of(
             "measured throughout. Send a longer stretch without gaps."
         )
     return segments, inputs
+
+
+def single_windows(
+    services: Services, signals: Sequence[np.ndarray], *, fs_hz: float, unit: str
+) -> np.ndarray:
+    """Return the one window that each signal holds, ``(n, 1, n_samples)``; alike ones are cut together.
+
+    Raises as `windows_of`, with the place of the signal.
+    """
+    _refuse_beats(services)
+    alike: dict[tuple[int, int], list[int]] = {}
+    signals_mv = []
+    for place, signal in enumerate(signals):
+        try:
+            signals_mv.append(in_millivolts(signal, unit))
+        except DataError as error:
+            raise DataError(f"items[{place}]: {error}") from error
+        # A gap would be one in all that are cut together.
+        alone = place if np.isnan(signal).any() else -1
+        alike.setdefault((len(signal), alone), []).append(place)
+    n_samples = services.base.preprocessing.n_samples
+    found = np.empty((len(signals), 1, n_samples), dtype=np.float32)
+    for places in alike.values():
+        together = np.stack([signals_mv[place] for place in places])
+        segments, inputs = services.segmentation.inputs_of_each(together, fs_hz)
+        if len(segments) != 1:
+            raise DataError(
+                f"items[{places[0]}] holds {len(segments)} windows; exactly one was expected. Send "
+                "each window as an item."
+            )
+        found[places] = inputs
+    return found
+
+
+def _refuse_beats(services: Services) -> None:
+    if services.segmentation.kind != "windows":
+        raise ApiError(
+            "streams_need_windows",
+            "this server's base judges beats, which need the recording around them. Upload the recording "
+            "and ask for its predictions.",
+        )
 
 
 def own_threshold(

@@ -1,11 +1,10 @@
 """Predictions: of a stored recording, of a stretch at hand, of many patients' windows at once."""
 
+from functools import partial
 from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, Query
 
-from metaecg.errors import DataError
 from metaecg.models.inference import softmax
 from metaecg.serve.auth import OrgId
 from metaecg.serve.predicting import (
@@ -15,6 +14,7 @@ from metaecg.serve.predicting import (
     names_of,
     own_threshold,
     predictions_for,
+    single_windows,
     windows_of,
 )
 from metaecg.serve.recordings import positive_column
@@ -32,6 +32,8 @@ from metaecg.serve.schemas_predictions import (
 from metaecg.serve.state import Parts
 
 router = APIRouter(prefix="/v1", tags=["predictions"])
+SHORT_SAMPLES = 10_000
+"""So many are filtered in less time than it takes to hand them to a thread and back."""
 
 
 @router.get(
@@ -66,9 +68,11 @@ async def predict_windows(
 ) -> WindowsOut:
     """Judge the windows of a stretch of one lead, each by itself; nothing is stored."""
     (adapter,) = await active_adapters(services, org_id, [subject_id])
-    segments, inputs = windows_of(
-        services, body.signal, fs_hz=body.fs_hz, unit=body.unit, n_most=MAX_WINDOWS
+    cut = partial(
+        windows_of, services, body.signal, fs_hz=body.fs_hz, unit=body.unit, n_most=MAX_WINDOWS
     )
+    is_short = len(body.signal) <= SHORT_SAMPLES
+    segments, inputs = cut() if is_short else await services.briefly(cut)
     found = softmax(await logits_of(services, inputs, [adapter] * len(inputs)))
     threshold = own_threshold(services, adapter)
     positive = found[:, positive_column(services.base)].tolist()
@@ -88,7 +92,9 @@ async def predict_many(body: NewMixed, org_id: OrgId, services: Parts) -> MixedW
     """Judge a window each of many patients, in one pass with every patient's own detector."""
     names = [item.subject_id for item in body.items]
     adapters = await active_adapters(services, org_id, names)
-    inputs = await services.heavily(_single_windows, services, body)
+    signals = [item.signal for item in body.items]
+    cut = partial(single_windows, services, signals, fs_hz=body.fs_hz, unit=body.unit)
+    inputs = await services.briefly(cut)
     found = softmax(await logits_of(services, inputs, adapters))
     column = positive_column(services.base)
     return MixedWindows(
@@ -102,18 +108,3 @@ async def predict_many(body: NewMixed, org_id: OrgId, services: Parts) -> MixedW
             for name, adapter, row in zip(names, adapters, found, strict=True)
         ]
     )
-
-
-def _single_windows(services, body: NewMixed) -> np.ndarray:
-    parts = []
-    for place, item in enumerate(body.items):
-        segments, inputs = windows_of(
-            services, item.signal, fs_hz=body.fs_hz, unit=body.unit, n_most=1
-        )
-        if len(segments) != 1:
-            raise DataError(
-                f"items[{place}] holds {len(segments)} windows; exactly one was expected. Send "
-                "each window as an item."
-            )
-        parts.append(inputs)
-    return np.concatenate(parts)

@@ -200,13 +200,30 @@ class WindowSegmentation(Segmentation):
         return replace(found.select(is_measured), is_whole=True)
 
     def inputs(self, signal_mv, fs_hz, peaks=None, only=None) -> tuple[Segments, np.ndarray]:
-        record = _record(signal_mv, fs_hz)
-        self.check_rate(fs_hz)
-        found = self._at(self._count(record.n_samples, fs_hz))
-        if only is not None:
-            found = found.select(found.rows_of(only))
-        windows, is_measured = cut_at(record, found.start_s, self.preprocessing)
-        return replace(found.select(is_measured), is_whole=found.is_whole), windows
+        return self._cut(_record(signal_mv, fs_hz), only)
+
+    def inputs_of_each(self, signals_mv: np.ndarray, fs_hz: float) -> tuple[Segments, np.ndarray]:
+        """Return the windows of several signals of one length, all filtered at once.
+
+        A gap in one of them leaves the window out of all.
+
+        Parameters
+        ----------
+        signals_mv
+            Shape ``(n_signals, n_samples)``, millivolts, float32.
+        fs_hz
+            Sampling rate, hertz.
+
+        Returns
+        -------
+        segments
+            The windows, the same of every signal.
+        inputs
+            Shape ``(n_signals, n_windows, n_samples)``: of each signal what `inputs` gives, but for
+            rounding.
+        """
+        found, windows = self._cut(_nameless(signals_mv, fs_hz))
+        return found, windows.swapaxes(0, 1)
 
     def needed(self, indices, *, n_samples, fs_hz) -> list[tuple[int, int]]:
         found = self._at(self._count(n_samples, fs_hz))
@@ -215,6 +232,16 @@ class WindowSegmentation(Segmentation):
         low = np.floor((found.start_s - MARGIN_S) * fs_hz).astype(np.int64) - 2
         high = np.ceil((found.stop_s + MARGIN_S) * fs_hz).astype(np.int64) + 2
         return _merged(np.maximum(low, 0), np.minimum(high, n_samples))
+
+    def _cut(
+        self, record: Record, only: Sequence[int] | None = None
+    ) -> tuple[Segments, np.ndarray]:
+        self.check_rate(record.fs_hz)
+        found = self._at(self._count(record.n_samples, record.fs_hz))
+        if only is not None:
+            found = found.select(found.rows_of(only))
+        windows, is_measured = cut_at(record, found.start_s, self.preprocessing)
+        return replace(found.select(is_measured), is_whole=found.is_whole), windows
 
     def _count(self, n_samples: int, fs_hz: float) -> int:
         return int(np.floor(n_samples / fs_hz / self.preprocessing.window_s + 1e-9))
@@ -305,12 +332,16 @@ def _record(signal_mv: np.ndarray, fs_hz: float) -> Record:
         raise DataError(
             f"the signal has shape {signal_mv.shape}; expected one lead, (1, n_samples). Choose a lead."
         )
+    return _nameless(signal_mv, fs_hz)
+
+
+def _nameless(signal_mv: np.ndarray, fs_hz: float) -> Record:
     return Record(
         record_id="recording",
         subject_id="subject",
         signal_mv=signal_mv,
         fs_hz=fs_hz,
-        lead_names=("lead",),
+        lead_names=("lead",) * len(signal_mv),
     )
 
 

@@ -21,6 +21,8 @@ from metaecg.serve.settings import MIB, Settings
 from metaecg.serve.store import Store
 
 LOG = logging.getLogger("metaecg.serve")
+BRIEF_WORKERS = 4
+"""Short computations at a time: what they hold in memory stays small, and none waits for long."""
 
 
 @dataclass(kw_only=True)
@@ -45,12 +47,20 @@ class Services:
     """Runs the jobs; see `metaecg.serve.jobs`."""
     heavy: anyio.CapacityLimiter | None = None
     """Lets only so many long computations over whole recordings run at a time."""
+    brief: anyio.CapacityLimiter | None = None
+    """The same for short ones, which never wait for the long."""
 
     async def heavily(self, work: Callable, *arguments):
         """Run `work` in a thread, few such at a time: it may need much memory and a whole core."""
         if self.heavy is None:
             self.heavy = anyio.CapacityLimiter(self.settings.long_workers)
         return await anyio.to_thread.run_sync(work, *arguments, limiter=self.heavy)
+
+    async def briefly(self, work: Callable, *arguments):
+        """Run `work`, which takes a fraction of a second, in a thread."""
+        if self.brief is None:
+            self.brief = anyio.CapacityLimiter(BRIEF_WORKERS)
+        return await anyio.to_thread.run_sync(work, *arguments, limiter=self.brief)
 
     def forget(self, org_id: int, subject_id: str) -> None:
         """Forget which detector a patient uses: it has just changed."""
