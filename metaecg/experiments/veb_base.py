@@ -50,9 +50,38 @@ def train_base(
     The networks learn from the first lead alone; a second one is judged by them, and has a context
     of its own. F and Q are not trained on where V is told from the rest: they are neither.
     """
+    found = train_networks(config, dataset, split, seed=seed, on_step=on_step)
+    beats = found.beats
+    contexts, held_out = _contexts(config, beats, found.inputs, found.logits)
+    model = _assembled(config, found.networks, beats, contexts, dataset, split, seed, held_out)
+    return TrainedBase(model=model, history=found.history, held_out=held_out)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedNetworks:
+    """One network per fold of the training subjects, and what they say of those they have not seen."""
+
+    networks: list[BeatCNN]
+    history: list[dict[str, float]]
+    beats: BeatSet
+    """Labelled beats of all training subjects."""
+    inputs: np.ndarray
+    """Of their first lead."""
+    logits: np.ndarray
+    """Log odds of V by the network that has not seen the beat's subject, shape ``(n_leads, n_beats)``."""
+
+
+def train_networks(
+    config: VebConfig,
+    dataset: Dataset,
+    split: Split,
+    *,
+    seed: int,
+    on_step: Callable[[int], None] = lambda n_units: None,
+) -> TrainedNetworks:
+    """Train a network without each fold of the training side of `split`; nobody else is looked at."""
     beats = _training_beats(dataset, split)
     leads = [beat_inputs(beats, lead=lead) for lead in range(beats.windows.shape[1])]
-    inputs = leads[0]
     labels = labels_of(beats, config.classes)
     folds = make_folds(
         strata_of(dataset, split.train),
@@ -64,15 +93,15 @@ def train_base(
     for fold in folds:
         network = _new_network(config, beats, fold.name, seed)
         chosen = np.isin(beats.subject_ids, fold.train) & (labels >= 0)
-        _train(network, config, beats, inputs, labels, chosen, fold.name, seed, history, on_step)
+        _train(network, config, beats, leads[0], labels, chosen, fold.name, seed, history, on_step)
         out = np.isin(beats.subject_ids, fold.test)
         for found, lead in zip(logits, leads, strict=True):
             given = network_logits(network, lead[out], n_classes=len(CLASSES[config.classes]))
             found[out] = v_logits(given, CLASSES[config.classes])
         networks.append(network)
-    contexts, held_out = _contexts(config, beats, inputs, logits)
-    model = _assembled(config, networks, beats, contexts, dataset, split, seed, held_out)
-    return TrainedBase(model=model, history=history, held_out=held_out)
+    return TrainedNetworks(
+        networks=networks, history=history, beats=beats, inputs=leads[0], logits=logits
+    )
 
 
 def _contexts(
