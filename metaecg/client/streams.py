@@ -9,7 +9,7 @@ from metaecg.client.results import StreamWindows, read_rows
 from metaecg.client.signals import numbers
 from metaecg.errors import DataError
 
-CHUNK_S = 60.0
+CHUNK_S, CHUNK_SAMPLES = 60.0, 300_000
 """The server takes chunks up to this length; longer ones are cut."""
 
 
@@ -63,7 +63,7 @@ class Stream:
     def push(self, chunk: np.ndarray | Sequence[float]) -> StreamWindows:
         """Send the next samples and return the windows that they complete.
 
-        More than a minute goes in several pieces. After an error push the same chunk again: it goes on
+        More than a minute, or than 300,000 samples, goes in several pieces. After an error push the same chunk again: it goes on
         where it stopped, and the windows of all its pieces come together.
 
         Parameters
@@ -82,7 +82,7 @@ class Stream:
         """
         values = _checked(chunk)
         at = self._refuse_another(values)
-        n_most = max(1, int(CHUNK_S * self.fs_hz))
+        n_most = max(1, min(int(CHUNK_S * self.fs_hz), CHUNK_SAMPLES))
         try:
             while at < len(values):
                 piece = values[at : at + n_most]
