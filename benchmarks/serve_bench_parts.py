@@ -95,6 +95,13 @@ class Bench:
         return poisson_times(rate, duration_s, np.random.default_rng(int(rate)))
 
 
+PEERS = {
+    "threads": "peer: a Personalizer per patient, in threads",
+    "loop": "peer: the same, one request after the other",
+}
+"""What `serve_bench_peer` can be, and the names of their rows."""
+
+
 def say(text: str) -> None:
     """Tell the person who waits how far it is."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
@@ -145,12 +152,10 @@ def requests_part(bench: Bench) -> list[dict]:
         health = [http_request("GET", "/health")]
         rows += [_requests_row("server, GET /health", server, health, due_s)]
         rows += list(_ladder(bench, server, questions))
-    peer = [sys.executable, str(Path(__file__).parent / "serve_bench_peer.py")]
-    with running([*peer, url, str(bench.n_patients)]) as server:
-        row = _requests_row(
-            "peer: a Personalizer per patient, one at a time", server, questions, due_s
-        )
-        rows.append(row)
+    peer = [sys.executable, str(Path(__file__).parent / "serve_bench_peer.py"), url]
+    for kind, what in PEERS.items():
+        with running([*peer, str(bench.n_patients), kind]) as server:
+            rows.append(_requests_row(what, server, questions, due_s, bench))
     return [{"part": "requests", "n_patients": bench.n_patients, **row} for row in rows]
 
 

@@ -1,9 +1,10 @@
 """The peer of the server benchmark: what one writes with the library in thirty lines of FastAPI.
 
-    python benchmarks/serve_bench_peer.py STORE_URL N_PATIENTS
+    python benchmarks/serve_bench_peer.py STORE_URL N_PATIENTS threads|loop
 
 All patients' detectors are loaded once and held as `Personalizer` objects; a request is judged by its
-own patient's object, alone. Neither tokens nor batches nor a bounded cache.
+own patient's object, alone. Neither tokens nor batches nor a bounded cache. ``threads``: a plain function,
+which FastAPI runs in a pool of threads; ``loop``: a coroutine, so one request after the other.
 """
 
 import sys
@@ -31,7 +32,7 @@ class Question(BaseModel):
     signal: list[float]
 
 
-def make_app(store_url: str, n_patients: int) -> FastAPI:
+def make_app(store_url: str, n_patients: int, kind: str) -> FastAPI:
     """Load every detector and return the app."""
     torch.set_num_threads(1)
     base, store = load_base("va-base"), Store(store_url)
@@ -46,7 +47,6 @@ def make_app(store_url: str, n_patients: int) -> FastAPI:
     def ready() -> dict:
         return {"status": "ready"}
 
-    @app.post("/v1/patients/{subject_id}/predict")
     def predict(subject_id: str, question: Question) -> dict:
         record = Record(
             record_id=subject_id,
@@ -59,18 +59,22 @@ def make_app(store_url: str, n_patients: int) -> FastAPI:
         probability = detectors[subject_id].predict_proba(windows)[0, positive]
         return {"windows": [{"start_s": 0.0, "probability": float(probability)}]}
 
+    async def predict_in_loop(subject_id: str, question: Question) -> dict:
+        return predict(subject_id, question)
+
+    chosen = {"threads": predict, "loop": predict_in_loop}[kind]
+    app.post("/v1/patients/{subject_id}/predict")(chosen)
     return app
 
 
-def main(store_url: str, n_patients: int) -> None:
+def main(store_url: str, n_patients: int, kind: str) -> None:
     """Serve on a free port and say which."""
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(store_url, n_patients), log_level="error", access_log=False)
-    )
+    app = make_app(store_url, n_patients, kind)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
     sockets = [uvicorn.Config(None, host="127.0.0.1", port=0).bind_socket()]
     print(f"peer: http://127.0.0.1:{sockets[0].getsockname()[1]}/", flush=True)
     server.run(sockets=sockets)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
