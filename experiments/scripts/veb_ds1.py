@@ -26,10 +26,8 @@ def held_out_f1(config: VebConfig, dataset, split, *, seed: int) -> dict[str, fl
     leads = {"one lead": found.logits[0], "two leads": found.logits.min(axis=0)}
     f1 = {}
     for mode in ("causal", "offline"):
-        context = config.context.model_copy(update={"mode": mode})
-        chosen = config.model_copy(update={"context": context})
         for name, logits in leads.items():
-            _, held_out = choose_context(chosen, found.beats, found.inputs, logits)
+            _, held_out = choose_context(config, found.beats, found.inputs, logits, mode=mode)
             f1[f"{mode}, {name}"] = held_out["f1"]
     return f1
 

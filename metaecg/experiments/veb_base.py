@@ -15,8 +15,14 @@ from metaecg.experiments.veb_config import VebConfig
 from metaecg.experiments.veb_data import cutting_of, preprocessing_of, strata_of
 from metaecg.meta.supervised import pretrain
 from metaecg.models.backbones.beat_cnn import BeatCNN
-from metaecg.models.beat_context import BeatContext
-from metaecg.models.beat_detector import CONTEXT, CUTTING, TWO_LEADS, v_logits
+from metaecg.models.beat_context import MODES, BeatContext
+from metaecg.models.beat_detector import (
+    CONTEXT,
+    CUTTING,
+    TWO_LEADS,
+    context_key,
+    v_logits,
+)
 from metaecg.models.checkpoints import BaseModel
 from metaecg.models.inference import network_logits
 from metaecg.models.registry import build_network
@@ -107,12 +113,17 @@ def train_networks(
 def _contexts(
     config: VebConfig, beats: BeatSet, inputs: np.ndarray, logits: np.ndarray
 ) -> tuple[dict[str, BeatContext], dict]:
-    """Return the context of one lead, that of two where there are two, and what both gave."""
-    context, held_out = choose_context(config, beats, inputs, logits[0])
-    if len(logits) == 1:
-        return {CONTEXT: context}, held_out
-    two, of_two = choose_context(config, beats, inputs, logits.min(axis=0))
-    return {CONTEXT: context, TWO_LEADS: two}, {**held_out, "two_leads": of_two}
+    """Return the contexts of one lead and, where there are two, of two, by key; and what they gave.
+
+    Those of the configured mode are the base's own; it has others for the other mode beside them.
+    """
+    leads = {CONTEXT: logits[0]} | ({TWO_LEADS: logits.min(axis=0)} if len(logits) > 1 else {})
+    own, contexts, held_out = config.context.mode, {}, {}
+    for mode in sorted(MODES, key=lambda mode: mode != own):
+        for key, found in leads.items():
+            name = key if mode == own else context_key(key, mode)
+            contexts[name], held_out[name] = choose_context(config, beats, inputs, found, mode=mode)
+    return contexts, held_out
 
 
 def labels_of(beats: BeatSet, n_classes: int) -> np.ndarray:
@@ -125,7 +136,7 @@ def labels_of(beats: BeatSet, n_classes: int) -> np.ndarray:
 
 
 def choose_context(
-    config: VebConfig, beats: BeatSet, inputs: np.ndarray, logits: np.ndarray
+    config: VebConfig, beats: BeatSet, inputs: np.ndarray, logits: np.ndarray, *, mode: str
 ) -> tuple[BeatContext, dict]:
     """Return the context with the highest gross F1 on held-out training subjects, and all F1."""
     settings = config.context
@@ -145,7 +156,7 @@ def choose_context(
             n_searched=settings.n_searched,
             label_logit=settings.label_logit,
         )
-        scores = context.log_odds(logits, forms, record_ids=beats.record_ids, mode=settings.mode)
+        scores = context.log_odds(logits, forms, record_ids=beats.record_ids, mode=mode)
         f1, threshold = best_threshold(scores, beats.letters)
         tried.append((f1, replace(context, threshold=threshold)))
     f1, chosen = max(tried, key=lambda item: item[0])

@@ -140,7 +140,11 @@ def _fit_and_predict(method, base, patient: Patient, config: VebConfig, seed: in
     detector = BeatDetector(base, model)
     vote = config.context.active_vote if method.support == "active" else 0.0
     log_odds = detector.log_odds(
-        patient.beats, inputs=patient.inputs, known=known, vote_weight=vote if known else 0.0
+        patient.beats,
+        inputs=patient.inputs,
+        known=known,
+        vote_weight=vote if known else 0.0,
+        mode=config.context.mode,
     )
     called = np.where(log_odds > 0, "V", "N")
     if len(base.classes) > 2:

@@ -8,13 +8,18 @@ from scipy.special import expit
 from metaecg.data.beat_input import ROWS, beat_forms, beat_inputs
 from metaecg.data.beats import BeatSet
 from metaecg.errors import CheckpointError
-from metaecg.models.beat_context import BeatContext
+from metaecg.models.beat_context import MODES, BeatContext
 from metaecg.models.checkpoints import BaseModel
 
 CONTEXT, CUTTING = "beat_context", "beat_cutting"
 """Keys of a base's `training` facts: its `BeatContext`, and how its beats are cut."""
 TWO_LEADS = "beat_context_two_leads"
 """Key of the `BeatContext` for beats of two leads; a base without it judges by the first one."""
+
+
+def context_key(key: str, mode: str) -> str:
+    """Return the key of a `BeatContext` that was learned for another mode than the base's own."""
+    return f"{key}_{mode}"
 
 
 class BeatDetector:
@@ -55,6 +60,20 @@ class BeatDetector:
         self.mode = stored.pop("mode", "causal")
         self.context = BeatContext.from_dict(stored) if stored else None
         self.two_leads = BeatContext.from_dict(facts[TWO_LEADS]) if TWO_LEADS in facts else None
+        self._of_mode = {
+            (key, mode): BeatContext.from_dict(facts[context_key(key, mode)])
+            for key in (CONTEXT, TWO_LEADS)
+            for mode in MODES
+            if context_key(key, mode) in facts
+        }
+
+    def context_of(self, *, n_leads: int = 1, mode: str | None = None) -> BeatContext | None:
+        """Return the context for beats of so many leads; ``mode=None``: as the base was made for.
+
+        A base that learned none for a mode of its own uses the one that it has.
+        """
+        key, usual = (CONTEXT, self.context) if n_leads == 1 else (TWO_LEADS, self.two_leads)
+        return self._of_mode.get((key, mode or self.mode), usual)
 
     @property
     def cutting(self) -> dict:
@@ -89,7 +108,7 @@ class BeatDetector:
         inputs = self.inputs(beats) if inputs is None else inputs
         inputs = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
         logits = lead_logits(self.model, inputs, self.base.classes)
-        context = self.context if len(inputs) == 1 else self.two_leads
+        context = self.context_of(n_leads=len(inputs), mode=mode)
         if context is None:
             return logits
         return context.log_odds(

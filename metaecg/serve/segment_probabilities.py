@@ -132,8 +132,8 @@ def _of_beats(base, logits, segments: Segments, forms, rhythm: str, labels) -> n
 
     v = base.classes.index("V")
     log_odds = v_logits(logits, base.classes)
-    context = BeatDetector(base).context
-    if rhythm != "none" and context is not None:
+    context = None if rhythm == "none" else BeatDetector(base).context_of(mode=rhythm)
+    if context is not None:
         row_of = {number: row for row, number in enumerate(segments.index.tolist())}
         known = {row_of[k]: name == "V" for k, name in labels.items() if k in row_of}
         log_odds = context.log_odds(log_odds, forms, known=known, mode=rhythm)
