@@ -2,7 +2,7 @@
 
     python experiments/scripts/veb_ds1.py --data DIR [--json FILE] [--seeds 0,1,2] [SETTINGS ...]
 
-SETTINGS is a network's width and its steps of training, such as 16x700. Gross F1 of V on the training subjects that
+SETTINGS is a network's width, its steps of training and the networks per fold, such as 16x200x3. Gross F1 of V on the training subjects that
 a network has not seen, at the best threshold there, by one lead and by two, in the causal and in the
 offline context.
 """
@@ -17,7 +17,7 @@ from metaecg.experiments.veb_base import choose_context, train_networks
 from metaecg.experiments.veb_config import VebConfig
 from metaecg.experiments.veb_data import prepare, splits_of
 
-SETTINGS = ("16x700", "16x350", "16x200", "32x350", "32x200", "48x350")
+SETTINGS = ("16x700x1", "16x350x1", "16x200x1", "32x350x1", "32x200x1", "48x350x1", "16x200x3")
 
 
 def held_out_f1(config: VebConfig, dataset, split, *, seed: int) -> dict[str, float]:
@@ -33,9 +33,10 @@ def held_out_f1(config: VebConfig, dataset, split, *, seed: int) -> dict[str, fl
 
 
 def configured(data: Path, setting: str) -> VebConfig:
-    """Return the recipe with this width and these steps."""
-    width, n_steps = map(int, setting.split("x"))
-    changed = {"network": {"width": width}, "train": {"n_steps": n_steps}}
+    """Return the recipe with this width, these steps and so many networks per fold."""
+    width, n_steps, n_repeats = map(int, setting.split("x"))
+    train = {"n_steps": n_steps, "n_repeats": n_repeats}
+    changed = {"network": {"width": width}, "train": train}
     return VebConfig(data=data, databases=["mitdb"], **changed)
 
 

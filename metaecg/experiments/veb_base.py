@@ -1,4 +1,4 @@
-"""Train the base for beats: one network per fold of the training subjects, together the base."""
+"""Train the base for beats: networks without each fold of the training subjects, together the base."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,7 +65,7 @@ def train_base(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedNetworks:
-    """One network per fold of the training subjects, and what they say of those they have not seen."""
+    """Networks of each fold of the training subjects, and what they say of those they have not seen."""
 
     networks: list[BeatCNN]
     history: list[dict[str, float]]
@@ -74,7 +74,7 @@ class TrainedNetworks:
     inputs: np.ndarray
     """Of their first lead."""
     logits: np.ndarray
-    """Log odds of V by the network that has not seen the beat's subject, shape ``(n_leads, n_beats)``."""
+    """Mean log odds of V by the networks that have not seen the beat's subject, ``(n_leads, n_beats)``."""
 
 
 def train_networks(
@@ -85,7 +85,7 @@ def train_networks(
     seed: int,
     on_step: Callable[[int], None] = lambda n_units: None,
 ) -> TrainedNetworks:
-    """Train a network without each fold of the training side of `split`; nobody else is looked at."""
+    """Train networks without each fold of the training side of `split`; nobody else is looked at."""
     beats = _training_beats(dataset, split)
     leads = [beat_inputs(beats, lead=lead) for lead in range(beats.windows.shape[1])]
     labels = labels_of(beats, config.classes)
@@ -95,15 +95,16 @@ def train_networks(
         rng=numpy_generator(0, "beat folds"),
     )
     networks, history = [], []
-    logits = np.empty((len(leads), len(beats)))
-    for fold in folds:
-        network = _new_network(config, beats, fold.name, seed)
+    logits = np.zeros((len(leads), len(beats)))
+    for fold, repeat in product(folds, range(config.train.n_repeats)):
+        name = f"{fold.name}, {repeat}" if repeat else fold.name
+        network = _new_network(config, beats, name, seed)
         chosen = np.isin(beats.subject_ids, fold.train) & (labels >= 0)
-        _train(network, config, beats, leads[0], labels, chosen, fold.name, seed, history, on_step)
+        _train(network, config, beats, leads[0], labels, chosen, name, seed, history, on_step)
         out = np.isin(beats.subject_ids, fold.test)
         for found, lead in zip(logits, leads, strict=True):
             given = network_logits(network, lead[out], n_classes=len(CLASSES[config.classes]))
-            found[out] = v_logits(given, CLASSES[config.classes])
+            found[out] += v_logits(given, CLASSES[config.classes]) / config.train.n_repeats
         networks.append(network)
     return TrainedNetworks(
         networks=networks, history=history, beats=beats, inputs=leads[0], logits=logits

@@ -43,7 +43,7 @@ class BeatsConfig(Section):
 class BeatNetworkConfig(Section):
     """The networks, beat-cnn; those of all folds together are the base."""
 
-    width: Annotated[int, Field(ge=4)] = 32
+    width: Annotated[int, Field(ge=4)] = 16
     """Channels of the first two convolutions, a multiple of 4."""
     n_hidden: Positive = 32
     """Width of the layer before the head."""
@@ -54,6 +54,8 @@ class BeatNetworkConfig(Section):
 class BeatTrainConfig(Section):
     """Supervised training of each network."""
 
+    n_repeats: Positive = 3
+    """Networks per fold, from other initial weights and batches; their logits are averaged."""
     n_steps: Annotated[int, Field(ge=10)] = 200
     """Steps; more of them fit the training subjects better and others worse (docs/results/veb.md)."""
     batch_size: Annotated[int, Field(ge=8)] = 128
@@ -156,7 +158,7 @@ class VebConfig(Section):
     r_peaks: Literal["annotated", "detected"] = "annotated"
     """Beats of the test subjects: where the annotations say, or where they are found."""
     folds: Annotated[int, Field(ge=2)] = 4
-    """Folds of the training subjects: one network each, judged on the others for the threshold."""
+    """Folds of the training subjects: networks without each, judged on it for the threshold."""
     base: str | None = None
     """An existing base (veb-base, folder, or models:/NAME/VERSION of MLflow): personalize and
     evaluate it, train nothing."""
@@ -187,5 +189,5 @@ class VebConfig(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-QUICK: dict = {"seeds": [0], "folds": 2, "train": {"n_steps": 100}}
+QUICK: dict = {"seeds": [0], "folds": 2, "train": {"n_steps": 100, "n_repeats": 1}}
 """What ``--quick`` sets."""

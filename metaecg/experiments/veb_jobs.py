@@ -35,7 +35,8 @@ class Job:
 
     def cost(self, config: VebConfig) -> int:
         """Return how many units of progress the job reports: about its share of the time."""
-        training = 0 if self.base else config.folds * config.train.n_steps
+        networks = config.folds * config.train.n_repeats
+        training = 0 if self.base else networks * config.train.n_steps
         return training + len(self.split.split.test) * ADAPT_COST
 
 
