@@ -74,8 +74,8 @@ class ContextConfig(Section):
 
     enabled: bool = True
     """False: every beat by itself."""
-    mode: Literal["causal", "offline"] = "causal"
-    """causal: beats before; offline: the whole recording."""
+    mode: Literal["causal", "offline"] = "offline"
+    """offline: the whole recording; causal: the beats before one alone."""
     level_weight: Annotated[list[Share], Field(min_length=1)] = [0.0, 0.5, 1.0]
     """Part of the running median's difference that is taken off."""
     neighbour_weight: Annotated[list[Share], Field(min_length=1)] = [0.0, 0.5, 0.8]

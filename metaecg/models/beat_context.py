@@ -19,6 +19,9 @@ RENEW_EVERY = 10
 """The level is renewed after so many beats: it moves slowly, and medians cost time."""
 N_VOTES = 2
 """Labelled beats of each kind that vote: one alone may be an odd one."""
+N_BEFORE_AND_AFTER = 2500
+"""In the mode ``"offline"`` neighbours are looked for among so many beats before and after one, half an
+hour and more to each side: in a day of ECG all would be a hundred thousand for each."""
 N_BLOCK = 256
 """Beats whose neighbours are looked for at once."""
 
@@ -51,7 +54,8 @@ class BeatContext:
 
     Notes
     -----
-    ``"causal"`` uses beats up to the one that is judged; ``"offline"`` the whole recording.
+    ``"causal"`` uses beats up to the one that is judged; ``"offline"`` the whole recording: the level
+    over all of it, neighbours among `N_BEFORE_AND_AFTER` beats to each side.
     """
 
     threshold: float
@@ -185,18 +189,20 @@ class BeatContext:
         return found
 
     def _candidates(self, rows, n_beats: int, known: np.ndarray, mode: str) -> np.ndarray:
+        before, after = self._reach(mode)
+        first, end = max(0, rows[0] - before), min(n_beats, rows[-1] + after + 1)
+        return np.concatenate([known[known < first], np.arange(first, end), known[known >= end]])
+
+    def _reach(self, mode: str) -> tuple[int, int]:
+        """Return how many beats before and after one may be its neighbours."""
         if mode == "offline":
-            return np.arange(n_beats)
-        first = max(0, rows[0] - self.n_searched)
-        return np.concatenate(
-            [known[known < first], np.arange(first, rows[-1] + 1), known[known > rows[-1]]]
-        )
+            return N_BEFORE_AND_AFTER, N_BEFORE_AND_AFTER
+        return self.n_searched, 0
 
     def _is_open(self, rows, candidates, mode: str) -> np.ndarray:
-        if mode == "offline":
-            return np.ones((len(rows), len(candidates)), dtype=bool)
+        before, after = self._reach(mode)
         back = rows[:, None] - candidates[None]
-        return (back > 0) & (back <= self.n_searched)
+        return (back >= -after) & (back <= before)
 
     def _means(self, own: np.ndarray, told: np.ndarray, distances: np.ndarray) -> np.ndarray:
         k = min(self.n_neighbours, distances.shape[1] - 1)

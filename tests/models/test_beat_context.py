@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from metaecg.errors import DataError
+from metaecg.models import beat_context
 from metaecg.models.beat_context import BeatContext
 
 PLAIN = BeatContext(threshold=0.0, usual_logit=-3.0, level_weight=0.0, neighbour_weight=0.0)
@@ -89,3 +90,17 @@ def test_it_comes_back_from_its_values_and_an_unknown_one_is_refused():
 def test_a_weight_above_one_is_refused():
     with pytest.raises(ValueError, match="neighbour_weight is 1.5; expected a number from 0 to 1"):
         make(neighbour_weight=1.5)
+
+
+def test_offline_looks_as_far_ahead_as_back_and_no_further():
+    n = 2 * beat_context.N_BEFORE_AND_AFTER + 3
+    logits, forms = np.zeros(n), np.zeros((n, 1), dtype=np.float32)
+    logits[0] = logits[-1] = 8.0
+    middle = n // 2
+    context = BeatContext(
+        threshold=0.0, usual_logit=0.0, level_weight=0.0, n_neighbours=n, neighbour_weight=1.0
+    )
+    found = context.log_odds(logits, forms, mode="offline")
+    assert found[middle] == 0.0
+    assert found[middle - 1] == pytest.approx(8.0 / (n - 2))
+    assert found[middle + 1] == pytest.approx(8.0 / (n - 2))
