@@ -29,12 +29,12 @@ from upload_files import FORMATS, Upload, as_csv, as_edf, as_json, as_wfdb, made
 from upload_fuzz_cases import DAMAGE, MAY_PASS, MUST_BE_REFUSED, pick
 
 from metaecg.errors import DataError
+from metaecg.serve.upload_folder import LOCK, PREFIX
 from metaecg.serve.uploads import ParsedRecording, UploadFacts, UploadLimits, parse_upload
 
 LIMIT_S = 10.0
 """Of the processor, for one case; the largest uploads here have some megabytes."""
 LIMITS = UploadLimits(n_bytes=8 * 1024 * 1024, duration_s=3600.0)
-PREFIX = "metaecg-upload-"
 WATCHED = ("open", "os.", "shutil.", "subprocess.", "socket.", "ctypes.", "tempfile.")
 HARMLESS = ("os.putenv", "os.fork", "os.getcwd", "os.fwalk", "os.walk")
 
@@ -72,7 +72,7 @@ class Watch:
             self.is_on = False
 
 
-OURS = ("rec.hea", *(f"rec{i}.dat" for i in range(256)))
+OURS = (LOCK, "rec.hea", *(f"rec{i}.dat" for i in range(256)))
 
 
 def good_upload(rng: np.random.Generator) -> Upload:

@@ -81,7 +81,7 @@ def test_a_short_soak_is_judged_by_its_thirds():
 def test_every_stored_patient_answers_otherwise(bench):
     window = bench.windows[0]
     found = [expected_probability(bench.base, adapter, window) for adapter in bench.adapters]
-    assert len({round(p, 9) for p in found}) == bench.n_patients
+    assert len({f"{p:.6g}" for p in found}) == bench.n_patients  # some are near 1e-6
 
 
 def test_the_examples_have_ten_windows_of_either_class(bench):
