@@ -57,7 +57,7 @@ class BeatTrainConfig(Section):
     n_repeats: Positive = 3
     """Networks per fold, from other initial weights and batches; their logits are averaged."""
     n_steps: Annotated[int, Field(ge=10)] = 200
-    """Steps; more of them fit the training subjects better and others worse (docs/results/veb.md)."""
+    """Steps; with more of them subjects who were not trained on are judged worse (docs/results/veb.md)."""
     batch_size: Annotated[int, Field(ge=8)] = 128
     """Beats in a step, the same number of each class."""
     lr: PositiveFloat = 2e-3
