@@ -77,30 +77,30 @@ def test_it_names_broad_early_beats_ventricular_and_narrow_ones_not(base):
 
 def test_each_mode_has_the_context_that_was_learned_for_it(base):
     beats = made_beats(base)
-    plain = replace(base, training={**base.training, CONTEXT: PLAIN, TWO_LEADS: PLAIN})
-    raised = {f"{CONTEXT}_offline": {**PLAIN, "threshold": 7.0}}
-    raised = replace(plain, training={**plain.training, **raised})
-    causal = BeatDetector(raised).log_odds(beats)
-    np.testing.assert_array_equal(BeatDetector(raised).log_odds(beats, mode="causal"), causal)
-    offline = BeatDetector(raised).log_odds(beats, mode="offline")
-    np.testing.assert_allclose(offline, causal - 7.0)
+    facts = {CONTEXT: {**PLAIN, "mode": "offline"}, TWO_LEADS: PLAIN}
+    facts[f"{CONTEXT}_causal"] = {**PLAIN, "threshold": 7.0}
+    detector = BeatDetector(replace(base, training={**base.training, **facts}))
+    offline = detector.log_odds(beats)
+    np.testing.assert_array_equal(detector.log_odds(beats, mode="offline"), offline)
+    np.testing.assert_allclose(detector.log_odds(beats, mode="causal"), offline - 7.0)
 
 
 def test_a_base_that_learned_for_one_mode_alone_judges_all_by_it(base):
-    kept = {key: fact for key, fact in base.training.items() if not key.endswith("_offline")}
+    kept = {key: fact for key, fact in base.training.items() if not key.endswith("_causal")}
     detector = BeatDetector(replace(base, training=kept))
-    assert detector.context_of(mode="offline") == detector.context_of() is not None
-    assert detector.context_of(n_leads=2, mode="offline") == detector.two_leads
+    assert detector.context_of(mode="causal") == detector.context_of() is not None
+    assert detector.context_of(n_leads=2, mode="causal") == detector.two_leads
 
 
-def test_the_shipped_base_learned_for_both_modes(base):
+def test_the_shipped_base_judges_with_the_whole_recording_and_learned_for_the_past_too(base):
     detector = BeatDetector(base)
+    assert detector.mode == "offline"
     for n_leads in (1, 2):
-        causal, offline = (
-            detector.context_of(n_leads=n_leads, mode=m) for m in ("causal", "offline")
+        offline, causal = (
+            detector.context_of(n_leads=n_leads, mode=m) for m in ("offline", "causal")
         )
-        assert causal == detector.context_of(n_leads=n_leads)
-        assert offline != causal
+        assert offline == detector.context_of(n_leads=n_leads)
+        assert causal != offline
 
 
 def test_it_is_small_and_has_a_card():
