@@ -53,7 +53,7 @@ def test_beats_are_found_once_and_judged_as_offline(beats_app):
     found = beats_app.client.get(f"{beats_app.recording}/predictions").json()
     expected = BeatDetector(base).predict_proba(beats)
     np.testing.assert_allclose(found["probability"], expected, atol=1e-5)
-    assert (found["rhythm"], found["positive"]) == ("causal", "V")
+    assert (found["rhythm"], found["positive"]) == ("offline", "V")
     assert np.isin(peaks[found["index"]], beats.sample).all()
 
 

@@ -126,7 +126,7 @@ def test_a_rhythm_needs_the_whole_recording(va, windows):
 
 def test_what_a_base_is_made_for_is_said(va, veb):
     assert rhythms_of(va) == rhythms_of(veb) == ("none", "causal", "offline")
-    assert (default_rhythm_of(va), default_rhythm_of(veb)) == ("none", "causal")
+    assert (default_rhythm_of(va), default_rhythm_of(veb)) == ("none", "offline")
     assert (positive_class(va), positive_class(veb)) == ("va", "V")
     assert threshold_of(va, "causal") == va.rhythm.threshold
     assert threshold_of(veb, "causal") == threshold_of(va, "none") == 0.5
