@@ -12,10 +12,12 @@ from metaecg.errors import AdaptationError
 from metaecg.experiments.tune_options import Plan
 from metaecg.experiments.tune_storage import opened_storage
 from metaecg.experiments.tune_study import (
+    WORKER,
     check_same,
     fail_dead,
     find_study,
     finished,
+    is_lost,
     replace_defaults,
     taken,
 )
@@ -139,6 +141,7 @@ def _run_processes(task: Task, study, storage, n_workers: int, on_finished) -> N
 def _watch(processes, pipes, study, storage, on_finished) -> None:
     """Wait until all processes have ended; a killed one's trial fails, the others go on."""
     counted: set[int] = set()
+    lost_before = {t.number for t in study.get_trials(deepcopy=False) if is_lost(t)}
     while len(counted) < len(processes):
         time.sleep(POLL_S)
         for i, process in enumerate(processes):
@@ -148,13 +151,21 @@ def _watch(processes, pipes, study, storage, on_finished) -> None:
             if (error := _sent(pipes[i])) is not None:
                 raise error
             if process.exitcode:
-                n_failed = fail_dead(study, storage)
+                fail_dead(study, storage)  # another worker may have done so already
+                n_failed = _n_lost(study, process.pid, lost_before)
                 print(
                     f"warning: a worker process was killed (exit code {process.exitcode}); "
                     f"{n_failed} trial failed by that, the others go on.",
                     file=sys.stderr,
                 )
         on_finished(len(finished(study)))
+
+
+def _n_lost(study, pid: int, lost_before: set[int]) -> int:
+    """Count the trials that ended with a process, but for those of an earlier one of its number."""
+    lost = [t for t in study.get_trials(deepcopy=False) if is_lost(t)]
+    workers = [t.user_attrs.get(WORKER, "") for t in lost if t.number not in lost_before]
+    return sum(f"|{pid}|" in worker for worker in workers)
 
 
 def _sent(pipe) -> Exception | None:

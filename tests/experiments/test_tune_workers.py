@@ -6,6 +6,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+import optuna
 import pytest
 import sqlalchemy
 from tune_cases import (
@@ -23,7 +24,8 @@ from tune_cases import (
 from metaecg.errors import ConfigError
 from metaecg.experiments import tune_storage
 from metaecg.experiments.tune_storage import is_dead, opened_storage, shown, worker_name
-from metaecg.experiments.tune_study import find_study
+from metaecg.experiments.tune_study import LOST, WORKER, find_study
+from metaecg.experiments.tune_workers import _n_lost
 
 RANDOM = ["--sampler", "random", "--pruner", "none"]
 
@@ -102,6 +104,18 @@ def test_a_killed_worker_fails_its_trial_and_the_other_goes_on(tmp_path, started
     assert "its process was killed" in lost["reason"]
     assert [trial["state"] for trial in counted(study)] == ["complete"] * 4
     assert study["states"]["failed"] == 0
+
+
+def test_a_killed_workers_trial_counts_whoever_failed_it_first():
+    study = optuna.create_study()
+    for pid in (12, 123, 12):
+        trial = study.ask()
+        trial.set_user_attr(WORKER, f"machine|{pid}|1.00")
+        trial.set_user_attr(LOST, True)
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    assert _n_lost(study, 12, set()) == 2
+    assert _n_lost(study, 12, {0}) == 1
+    assert _n_lost(study, 3, set()) == 0
 
 
 def lost_race():
