@@ -10,7 +10,6 @@ from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
-from scipy import signal
 
 from metaecg.checks import check_option, check_positive
 from metaecg.errors import DataError
@@ -155,6 +154,8 @@ def _resampler(up: int, down: int, half: int) -> np.ndarray:
     """Return the polyphase kernel; every phase passes a constant unchanged."""
     if up == down:
         return np.ones(1)
+    from scipy import signal  # half a second, which a check of settings needn't wait for
+
     most = max(up, down)
     kernel = signal.firwin(2 * half * most + 1, 1 / most, window=("kaiser", KAISER_BETA))
     for phase in range(up):
@@ -163,6 +164,8 @@ def _resampler(up: int, down: int, half: int) -> np.ndarray:
 
 
 def _band_pass(preprocessing: Preprocessing) -> np.ndarray:
+    from scipy import signal
+
     # A Hann average whose length is 1/lowcut has half its gain there; what is left after
     # subtracting it is a high-pass with zero gain at 0 Hz.
     fs_hz = preprocessing.fs_hz
@@ -202,6 +205,8 @@ def filter_segment(
     out_start
         Index of its first sample on the recording's grid at ``preprocessing.fs_hz``.
     """
+    from scipy import signal
+
     kernels = _kernels(float(fs_hz), preprocessing)
     up, down = kernels.up, kernels.down
     n_samples = segment_mv.shape[1]

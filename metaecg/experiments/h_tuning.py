@@ -55,6 +55,11 @@ def run(config: HTConfig) -> dict:
     AdaptationError
         A loss is not finite.
     """
+    from metaecg.experiments.tracking import warm_up
+
+    settings = config.tracking  # first of all: the next imports take seconds of one core only
+    warm_up(enabled=settings.enabled, uri=settings.uri, out=config.out)
+
     from metaecg.experiments.ht_data import cohort
     from metaecg.experiments.ht_outputs import (
         assemble,
@@ -63,10 +68,7 @@ def run(config: HTConfig) -> dict:
         write_results,
     )
     from metaecg.experiments.provenance import git_commit
-    from metaecg.experiments.tracking import warm_up
 
-    settings = config.tracking
-    warm_up(enabled=settings.enabled, uri=settings.uri, out=config.out)
     methods = choose_methods(config.methods)
     _check_device(config.device)
     commit = git_commit()

@@ -71,16 +71,26 @@ def datasets_of(dataset: Dataset) -> list[dict[str, str]]:
     return found
 
 
-def record_run(
-    tracker, out: Path, figures: dict[str, float | None], *, register_as: str | None
-) -> None:
-    """Record the figures, the files and the base of a finished run of detectors."""
+def record_base(tracker, out: Path, *, register_as: str | None = None) -> None:
+    """Record the base in ``out/model``, if there is one; with `register_as` register it too.
+
+    Recording it again only registers it. So it can be recorded as soon as it is written, to be sent
+    while the figures are made, and registered when the run is whole.
+    """
     from metaecg.models.checkpoints import load_base
     from metaecg.models.mlflow_model import pyfunc_facts
 
-    tracker.metrics(figures)
-    files = ("results.json", "report.html", "config.yaml", "run.json", "predictions.npz")
-    tracker.artifacts(out / name for name in files)
     folder = out / "model"
     if folder.is_dir():  # with --base there is none
         tracker.model(pyfunc_facts(load_base(folder)), folder=folder, register_as=register_as)
+
+
+def record_run(
+    tracker, out: Path, figures: dict[str, float | None], *, register_as: str | None
+) -> None:
+    """Record the figures and the files of a finished run of detectors; register its base if asked."""
+    tracker.metrics(figures)
+    files = ("results.json", "report.html", "config.yaml", "run.json", "predictions.npz")
+    tracker.artifacts(out / name for name in files)
+    if register_as:
+        record_base(tracker, out, register_as=register_as)

@@ -32,7 +32,7 @@ class Outbox:
     """
 
     def __init__(self, folder: Path, *, say: Say) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()  # links and addresses are made of it
         self.run_id: str | None = None
         self._say = say
         self._lock = lock_of(folder, SENDER_LOCK)

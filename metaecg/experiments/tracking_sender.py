@@ -7,6 +7,7 @@ there; the journals stay, for ``replay``. When the input ends, so does the proce
 process was killed is closed as KILLED.
 """
 
+import gc
 import json
 import os
 import selectors
@@ -21,8 +22,9 @@ from metaecg.models.registry_uri import without_password
 
 LOOK_EVERY_S = 0.5
 """How soon a new line is sent; a run's end is sent at once."""
-NICENESS = 10
-"""Training goes first."""
+NICENESS = 15
+"""Training goes first: while it keeps all cores busy, this process gets 3.4 percent of one (the
+weights of Linux's scheduler, 36 against 1024). Less would hide a run of minutes from MLflow's page."""
 
 
 class Watched:
@@ -135,6 +137,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the run decides when it is over
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICENESS)
+    gc.disable()  # importing what is needed takes a quarter less so; almost none of it is garbage
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no message
 
@@ -152,6 +155,7 @@ def main() -> None:
             except Exception as error:  # such as a folder that was removed: the run goes on without
                 print(f"not done: {without_password(str(error))}", file=sys.stderr)
             sender.look()
+            gc.enable()  # with the first message everything was imported
         sender.finish()
     os._exit(0)  # the run waits for it, and taking mlflow down takes a moment
 

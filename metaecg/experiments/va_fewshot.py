@@ -64,15 +64,17 @@ def run(config: VAConfig, *, resume: bool = False) -> dict:
     AdaptationError
         A loss is not finite; the message says where the last good state is.
     """
+    from metaecg.experiments.tracking import warm_up
+
+    settings = config.tracking  # first of all: the next imports take seconds of one core only
+    warm_up(enabled=settings.enabled, uri=settings.uri, out=config.out)
+
     from metaecg.evaluate.protocol import eligibility, prepare_for_protocol
     from metaecg.experiments.provenance import git_commit, versions, write_provenance
-    from metaecg.experiments.tracking import warm_up
-    from metaecg.experiments.tracking_facts import record_run
-    from metaecg.experiments.va_outputs import assemble, flat_figures
+    from metaecg.experiments.tracking_facts import record_base, record_run
+    from metaecg.experiments.va_outputs import assemble, first_curriculum, flat_figures
     from metaecg.experiments.va_splits import splits_of
 
-    settings = config.tracking
-    warm_up(enabled=settings.enabled, uri=settings.uri, out=config.out)
     with progress("starting"):
         _check_network(config)
     methods = choose_methods(config.methods, table=BASE_ONLY_METHODS if config.base else METHODS)
@@ -89,11 +91,14 @@ def run(config: VAConfig, *, resume: bool = False) -> dict:
     with _tracked(config, dataset, commit) as tracker:
         load = functools.partial(_load, config)
         done = _run_jobs(config, jobs, load, facts, tracker, left, resume=resume)
+        if not config.base:
+            _model_of(done).save(config.out / "model")
+            record_base(tracker, config.out)
         dataset = prepare_for_protocol(dataset, config.protocol)
         predictions = [p for _, result in done.values() for p in result.predictions]
         with progress("figures"):
             results = assemble(config, methods, dataset, who, splits, predictions, commit=commit)
-        _write(config, results, dataset, predictions, done)
+        _write(config, results, dataset, predictions, first_curriculum(done))
         with progress("recording the MLflow run"):
             figures, register_as = flat_figures(results), config.tracking.register_as
             record_run(tracker, config.out, figures, register_as=register_as)
@@ -342,23 +347,21 @@ def _work(config: VAConfig, load, facts: dict, going_on: frozenset[str], job, re
 # --- results -----------------------------------------------------------------------------------
 
 
-def _write(config: VAConfig, results: dict, dataset, predictions, done) -> None:
-    """Write the base, the predictions, the report and, when those are whole, the figures."""
+def _write(config: VAConfig, results: dict, dataset, predictions, curriculum) -> None:
+    """Write the predictions, the report and, when those are whole, the figures."""
     from metaecg.evaluate.predictions import save_predictions
     from metaecg.evaluate.report import write_report
     from metaecg.experiments.provenance import write_json
-    from metaecg.experiments.va_outputs import first_curriculum, strips_for_report
+    from metaecg.experiments.va_outputs import strips_for_report
 
     with progress("writing", total=3) as bar:
-        if not config.base:
-            _model_of(done).save(config.out / "model")
         save_predictions(config.out / "predictions.npz", predictions)
         bar.advance()
         write_report(
             config.out / "report.html",
             results,
             strips=strips_for_report(config, results, dataset, predictions),
-            curriculum=first_curriculum(done),
+            curriculum=curriculum,
         )
         bar.advance()
         write_json(config.out / "results.json", results)

@@ -59,14 +59,16 @@ def run(config: VebConfig) -> dict:
     AdaptationError
         A loss is not finite.
     """
-    from metaecg.experiments.provenance import git_commit, versions, write_provenance
     from metaecg.experiments.tracking import warm_up
-    from metaecg.experiments.tracking_facts import record_run
+
+    settings = config.tracking  # first of all: the next imports take seconds of one core only
+    warm_up(enabled=settings.enabled, uri=settings.uri, out=config.out)
+
+    from metaecg.experiments.provenance import git_commit, versions, write_provenance
+    from metaecg.experiments.tracking_facts import record_base, record_run
     from metaecg.experiments.veb_data import prepare, splits_of
     from metaecg.experiments.veb_outputs import assemble, flat_figures
 
-    settings = config.tracking
-    warm_up(enabled=settings.enabled, uri=settings.uri, out=config.out)
     methods, base = choose_methods(config.methods), _base(config)
     test = prepare(config, base)
     splits = splits_of(config, test)
@@ -81,6 +83,9 @@ def run(config: VebConfig) -> dict:
         predictions = [p for result in done for p in result.predictions]
         if not predictions:
             raise DataError("no test subject has a beat, so there is nothing to evaluate.")
+        if not config.base:
+            done[0].model.save(config.out / "model")
+            record_base(tracker, config.out)
         with progress("figures"):
             results = assemble(
                 config,
@@ -92,7 +97,7 @@ def run(config: VebConfig) -> dict:
                 held_out={j.name: r.curriculum for j, r in zip(jobs, done, strict=True)},
                 commit=commit,
             )
-        _write(config, results, predictions, done[0].model)
+        _write(config, results, predictions)
         with progress("recording the MLflow run"):
             figures, register_as = flat_figures(results), config.tracking.register_as
             record_run(tracker, config.out, figures, register_as=register_as)
@@ -206,15 +211,13 @@ def _work(config: VebConfig, job, report):
     return run_job(job, config, training, test, on_progress=report)
 
 
-def _write(config: VebConfig, results: dict, predictions, model) -> None:
-    """Write the base, the predictions, the report and, when those are whole, the figures."""
+def _write(config: VebConfig, results: dict, predictions) -> None:
+    """Write the predictions, the report and, when those are whole, the figures."""
     from metaecg.evaluate.predictions import save_predictions
     from metaecg.evaluate.report import write_report
     from metaecg.experiments.provenance import write_json
 
     with progress("writing", total=3) as bar:
-        if not config.base:
-            model.save(config.out / "model")
         save_predictions(config.out / "predictions.npz", predictions)
         bar.advance()
         write_report(config.out / "report.html", results)

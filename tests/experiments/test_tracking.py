@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -22,8 +23,11 @@ from metaecg.experiments.tracking import (
     warm_up,
 )
 from metaecg.experiments.tracking_journal import CALLS, JournalReader, find_journals
+from metaecg.experiments.tracking_sender import NICENESS
 
 SETTINGS = {"enabled": True, "experiment": "test", "name": "run", "uri": None}
+NOBODY = "http://127.0.0.1:9"
+"""Nobody listens on the discard port."""
 METHODS = ["params", "tags", "history", "metrics", "artifacts", "datasets", "model", "end"]
 
 
@@ -194,6 +198,32 @@ def test_a_run_whose_sending_process_is_killed_goes_on_and_loses_nothing(tmp_pat
     run = client_of(tracker.uri).get_run(begun)
     assert (run.data.params, run.data.metrics["b"]) == ({"a": "1"}, 1.0)
     assert run.info.status == "FINISHED"
+
+
+def test_a_replay_takes_folders_as_one_types_them_relative_to_where_one_stands(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tracker = make_tracker(**{**SETTINGS, "uri": NOBODY}, out=Path("runs/va"))
+    tracker.params({"a": 1})
+    Path("runs/va/note.txt").write_text("x")
+    tracker.artifacts([Path("runs/va/note.txt")])
+    tracker.end()
+    assert main(["replay", "runs/va", "--uri", "sqlite:///later.db"]) == 0
+    client = client_of("sqlite:///later.db")
+    experiment = client.get_experiment_by_name(SETTINGS["experiment"]).experiment_id
+    (run,) = client.search_runs([experiment])
+    assert run.data.params == {"a": "1"}
+    assert (tmp_path / "runs" / "mlartifacts").is_dir()
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
+
+
+def test_the_sending_process_yields_to_training(tmp_path):
+    tracker = make_tracker(**SETTINGS, out=tmp_path / "out")
+    tracker.run_id  # noqa: B018 - it waits until the process is at work
+    others = psutil.Process().nice()
+    assert psutil.Process(tracker._sender.pid).nice() == min(others + NICENESS, 19)
+    tracker.end()
 
 
 KILLED = """

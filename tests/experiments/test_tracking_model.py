@@ -15,6 +15,7 @@ from metaecg.experiments import ht_mlflow
 from metaecg.experiments.ht_base import TwelveLeadBase, random_network
 from metaecg.experiments.ht_training import probabilities
 from metaecg.experiments.tracking import make_tracker
+from metaecg.experiments.tracking_facts import record_base, record_run
 from metaecg.models.checkpoints import load_base
 from metaecg.models.mlflow_model import LOADER, pyfunc_facts
 
@@ -143,6 +144,33 @@ def test_the_12_lead_base_of_h_tuning_is_a_model_too_but_no_base_for_windows(at_
     assert np.array_equal(found, probabilities(twelve_lead_base().network, signals, 3))
     with pytest.raises(CheckpointError, match=r"a model of 'metaecg.experiments.ht_mlflow'"):
         load_base("models:/twelve/1")
+
+
+def test_a_base_that_is_recorded_when_it_is_written_is_only_registered_at_the_end(tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    uri, out = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "out"
+    make_base(0).save(out / "model")
+    tracker = make_tracker(enabled=True, uri=uri, experiment="test", out=out, name="run")
+    record_base(tracker, out)
+    record_run(tracker, out, {"auc": 0.5}, register_as="early")
+    tracker.end()
+    client = MlflowClient(tracking_uri=uri)
+    run = client.get_run(tracker.run_id)
+    (model,) = run.outputs.model_outputs
+    (version,) = client.search_model_versions("name = 'early'")
+    assert (version.run_id, version.source) == (tracker.run_id, f"models:/{model.model_id}")
+
+
+def test_a_run_with_a_given_base_records_no_model(tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    uri, out = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "out"
+    tracker = make_tracker(enabled=True, uri=uri, experiment="test", out=out, name="run")
+    record_base(tracker, out)
+    tracker.end()
+    run = MlflowClient(tracking_uri=uri).get_run(tracker.run_id)
+    assert run.outputs is None or not run.outputs.model_outputs
 
 
 @pytest.mark.parametrize(
