@@ -3,7 +3,8 @@
 import numpy as np
 
 from metaecg.checks import check_positive
-from metaecg.data.preprocessing import MARGIN_S, Preprocessing, filter_segment, measured_segments
+from metaecg.data.filtering import filter_segment
+from metaecg.data.preprocessing import MARGIN_S, Preprocessing, measured_segments
 from metaecg.errors import DataError
 
 

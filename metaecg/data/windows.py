@@ -7,8 +7,9 @@ from typing import ClassVar
 import numpy as np
 
 from metaecg.checks import did_you_mean
+from metaecg.data.filtering import filter_segment
 from metaecg.data.labels import VA_CLASSES, covered_fraction, va_intervals
-from metaecg.data.preprocessing import Preprocessing, filter_segment, measured_segments
+from metaecg.data.preprocessing import Preprocessing, measured_segments
 from metaecg.data.records import Record
 from metaecg.errors import DataError
 

@@ -140,6 +140,7 @@ class Tracker:
     ) -> None:
         self.uri, self.key = uri, KEY_PREFIX + uuid4().hex
         self._out, self._is_child = out, parent_run_id is not None
+        self._parent_is_away = (parent_run_id or "").startswith(KEY_PREFIX)
         self._run_id: str | None = None
         self._has_warned = False
         self._folder = journal_folder(out, self.key)
@@ -289,6 +290,8 @@ class Tracker:
     def _warn_of(self, said: Mapping[str, str]) -> None:
         if "failed" in said and self.uri not in self._sender.warned:
             self._sender.warned.add(self.uri)
+            if self._parent_is_away:  # whoever runs the parent has said it
+                return
             print(
                 f"warning: the MLflow store {without_password(self.uri)} can't be used "
                 f"({said['failed']}); the run goes on, and what the store misses is kept: python -m "

@@ -10,6 +10,7 @@ its creation on, and is removed as soon as everything has arrived. Sending it ag
 which is why nothing needs to remember how far it got.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -37,8 +38,17 @@ class JournalFile:
         self._last_sync = 0.0
 
     def add(self, entry: dict, *, sync: bool = False) -> None:
-        """Write one line in one call; it is brought to the disk every `SYNC_EVERY_S`, or now."""
-        self._file.write(json.dumps(entry).encode() + b"\n")
+        """Write one line in one call; it is brought to the disk every `SYNC_EVERY_S`, or now.
+
+        Raises
+        ------
+        OSError
+            It can't be written whole; then nothing of it is in the file.
+        """
+        line, size = json.dumps(entry).encode() + b"\n", os.fstat(self._file.fileno()).st_size
+        if self._file.write(line) != len(line):  # a nearly full disk takes a part
+            os.ftruncate(self._file.fileno(), size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if sync or time.monotonic() - self._last_sync > SYNC_EVERY_S:
             os.fsync(self._file.fileno())
             self._last_sync = time.monotonic()

@@ -32,6 +32,10 @@ class Rejected(Exception):
     """An entry can't be written, now or later; others can."""
 
 
+class FilesMissing(Exception):
+    """The run's files can't be stored now; everything else of it has arrived."""
+
+
 class ParentMissing(Exception):
     """The run that this one belongs to has not arrived yet."""
 

@@ -13,9 +13,11 @@ from metaecg.experiments.tracking_journal import (
     now_ms,
     remove,
 )
-from metaecg.experiments.tracking_mlflow import Rejected, Store
+from metaecg.experiments.tracking_mlflow import FilesMissing, Rejected, Store, first_line
 
 Say = Callable[[str, str], None]
+LATER = ("files", "model")
+"""What goes to an artifact store, which may be away when the rest is not: that goes on then."""
 
 
 class Outbox:
@@ -38,6 +40,7 @@ class Outbox:
         self._lock = lock_of(folder, SENDER_LOCK)
         self._readers = [JournalReader(folder / name) for name in (CALLS, SYSTEM)]
         self._end: dict | None = None
+        self._late: list[dict] = []
         self._n_rejected = 0
 
     @property
@@ -67,6 +70,13 @@ class Outbox:
         """Send the rest and the end; remove the journal if everything arrived, and say whether.
 
         A run without an end was killed, and is closed so.
+
+        Raises
+        ------
+        FilesMissing
+            All but files has arrived, the end too; the journal stays.
+        Exception
+            As `send` does.
         """
         self.send(store)
         if self._end is None:
@@ -74,8 +84,11 @@ class Outbox:
             file.add({"call": "end", "status": "KILLED", "time_ms": now_ms()}, sync=True)
             file.close()
             self.send(store)
+        problem = self._send_late(store)
         if self.run_id is not None:
             store.write(self.run_id, self._end, self.folder)
+        if problem is not None:
+            raise FilesMissing(f"its files can't be stored: {first_line(problem)}")
         is_whole = not self._n_rejected and not any(reader.n_damaged for reader in self._readers)
         self.release()
         if is_whole:
@@ -88,12 +101,26 @@ class Outbox:
         if self._lock is not None:
             self._lock.release()
 
-    def _send_one(self, store: Store, entry: dict) -> None:
+    def _send_late(self, store: Store) -> Exception | None:
+        """Try again what an artifact store did not take; return why it doesn't, if so."""
+        try:
+            for entry in self._late:
+                self._send_one(store, entry, is_last_try=True)
+        except Exception as error:  # whatever a store or a network raises
+            return error
+        return None
+
+    def _send_one(self, store: Store, entry: dict, *, is_last_try: bool = False) -> None:
         try:
             told = store.write(self.run_id, entry, self.folder)
         except Rejected as error:
             self._n_rejected += 1
             self._say("rejected", str(error))
+            return
+        except Exception:
+            if entry["call"] not in LATER or is_last_try:
+                raise
+            self._late.append(entry)  # if the whole store is away, the next entry says so
             return
         self._say("sent", entry["call"])
         if told:

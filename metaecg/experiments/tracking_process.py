@@ -23,7 +23,10 @@ HTTP_LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
 STALL_S = 120.0
-"""Silence after which the process is given up; it has a word for every entry that it sent."""
+"""Silence after which the process is given up, unless it was at work meanwhile: it has a word for
+every entry that it sent, but on a busy machine importing mlflow alone can take minutes."""
+AT_WORK_S = 0.05
+"""Processor seconds within the silence from which on it was at work; waiting takes next to none."""
 CLOSE_S = 10.0
 
 
@@ -74,7 +77,10 @@ class SendingProcess:
         killed, since nobody can know what it is waiting for.
         """
         while not events & self.said.get(key, {}).keys():
+            used_s = self._processor_s()
             if not self._hear(STALL_S):
+                if self._processor_s() - used_s > AT_WORK_S:
+                    continue
                 if self._process.poll() is None:
                     self.kill()
                 self.said.setdefault(key, {})["failed"] = (
@@ -103,6 +109,15 @@ class SendingProcess:
         """End it at once."""
         self._process.kill()
         self._process.wait()
+
+    def _processor_s(self) -> float:
+        """Return the processor seconds that it has used; 0 if it is gone."""
+        import psutil
+
+        try:
+            return sum(psutil.Process(self.pid).cpu_times()[:2])
+        except psutil.Error:
+            return 0.0
 
     def _hear(self, timeout_s: float) -> bool:
         """Wait for the next words and take them in; False if there are none."""

@@ -10,14 +10,17 @@ process was killed is closed as KILLED.
 import gc
 import json
 import os
+import select
 import selectors
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from metaecg.experiments.tracking_journal import SYSTEM, JournalFile
+from metaecg.experiments.tracking_journal import SYSTEM, JournalFile, keep_files
+from metaecg.experiments.tracking_system import Sampler
 from metaecg.models.registry_uri import without_password
 
 LOOK_EVERY_S = 0.5
@@ -32,13 +35,22 @@ class Watched:
 
     def __init__(self, folder: Path, *, uri: str, with_system: bool, say) -> None:
         from metaecg.experiments.tracking_outbox import Outbox
-        from metaecg.experiments.tracking_system import Sampler
 
         self.uri = uri
         self.has_failed = False
         self.outbox = Outbox(folder, say=partial(say, folder.name))
         self._say = partial(say, folder.name)
         self.sampler = Sampler(JournalFile(folder / SYSTEM)) if with_system else None
+
+    def sample(self, take) -> None:
+        """Call the sampler, if there is one; a sampler that fails is called no more."""
+        if self.sampler is None:
+            return
+        try:
+            take(self.sampler)
+        except Exception as error:  # a full disk, or what the driver of a GPU raises
+            self.sampler = None
+            self._say("told", f"the load of the machine is not recorded any more: {error}")
 
     def fail(self, reason: str) -> None:
         """Send nothing more, and say so once."""
@@ -78,21 +90,22 @@ class Sender:
     def look(self) -> None:
         """Send what is new of every run."""
         for watched in self._watched.values():
-            if watched.sampler is not None:
-                watched.sampler.sample_if_due()
+            watched.sample(Sampler.sample_if_due)
             self._guarded(watched, watched.outbox.send)
 
     def finish(self) -> None:
         """Close every run that is left: nobody can add to it any more."""
-        for key in list(self._watched):
+        for key, watched in list(self._watched.items()):
             self._finish(key)
+            if watched.has_failed:  # its own process was killed and can't keep them any more
+                with suppress(OSError):
+                    keep_files(watched.outbox.folder)
 
     def _finish(self, key: str) -> None:
         watched = self._watched.pop(key, None)
         if watched is None:
             return
-        if watched.sampler is not None:
-            watched.sampler.finish()
+        watched.sample(Sampler.finish)
         self._guarded(watched, watched.outbox.close)
         watched.outbox.release()
 
@@ -105,9 +118,9 @@ class Sender:
         try:
             action(self._store(watched.uri))
         except Exception as error:  # whatever a store, a network or a database raises
-            from metaecg.experiments.tracking_mlflow import ParentMissing, first_line
+            from metaecg.experiments.tracking_mlflow import FilesMissing, ParentMissing, first_line
 
-            if not isinstance(error, ParentMissing):
+            if not isinstance(error, (FilesMissing, ParentMissing)):
                 self._failures[watched.uri] = first_line(error)
             watched.fail(first_line(error))
 
@@ -142,6 +155,8 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no message
 
     def say(key: str, event: str, text: str) -> None:
+        if event == "sent" and not select.select([], [out], [], 0)[1]:
+            return  # nobody has read for long; this only says that something goes on
         try:
             print(json.dumps({"key": key, "event": event, "text": text}), file=out, flush=True)
         except OSError:

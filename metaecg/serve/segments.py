@@ -16,7 +16,8 @@ import numpy as np
 
 from metaecg.data.beat_input import beat_inputs
 from metaecg.data.beats import BeatSet, cut_beats
-from metaecg.data.preprocessing import MARGIN_S, Preprocessing, filter_segment
+from metaecg.data.filtering import filter_segment
+from metaecg.data.preprocessing import MARGIN_S, Preprocessing
 from metaecg.data.records import Record
 from metaecg.data.rpeaks import MIN_FS_HZ, detect_r_peaks
 from metaecg.data.windows import cut_at

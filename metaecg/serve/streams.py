@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metaecg.checks import check_option
-from metaecg.data.preprocessing import filter_segment
+from metaecg.data.filtering import filter_segment
 from metaecg.data.stream import WindowStream
 from metaecg.errors import CheckpointError, DataError
 

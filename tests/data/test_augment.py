@@ -169,7 +169,8 @@ def test_the_wander_lies_where_the_filter_leaves_something_of_it():
 
 
 def test_the_filter_leaves_of_a_wander_and_of_the_mains_what_is_said():
-    from metaecg.data.preprocessing import Preprocessing, _kernels
+    from metaecg.data.filtering import _kernels
+    from metaecg.data.preprocessing import Preprocessing
 
     taps = torch.from_numpy(_kernels(FS_HZ, Preprocessing()).taps)
     at = torch.arange(len(taps)) - len(taps) // 2

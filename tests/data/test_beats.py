@@ -8,8 +8,9 @@ import pytest
 
 from metaecg.data import datasets
 from metaecg.data.beats import UNMATCHED, BeatSet, cut_beats, prepare_beats
+from metaecg.data.filtering import filter_segment
 from metaecg.data.labels import AAMI_CLASSES, DS1, DS2, PACED
-from metaecg.data.preprocessing import Preprocessing, filter_segment
+from metaecg.data.preprocessing import Preprocessing
 from metaecg.data.records import read_record
 from metaecg.data.rr import rr_features
 from metaecg.data.windows import join

@@ -3,14 +3,9 @@
 import numpy as np
 import pytest
 
-from metaecg.data import preprocessing as module
-from metaecg.data.preprocessing import (
-    MARGIN_S,
-    MIN_STD_MV,
-    Preprocessing,
-    filter_segment,
-    measured_segments,
-)
+from metaecg.data import filtering
+from metaecg.data.filtering import filter_segment
+from metaecg.data.preprocessing import MARGIN_S, MIN_STD_MV, Preprocessing, measured_segments
 from metaecg.errors import DataError
 
 RATES = (360.0, 250.0, 128.0, 200.0)
@@ -40,7 +35,7 @@ def gain_db(frequency_hz, fs_hz, *, preprocessing=P):
 
 def test_the_taps_of_the_band_pass_sum_to_zero_exactly_enough():
     for fs_hz in RATES:
-        assert abs(module._kernels(fs_hz, P).taps.sum()) < 1e-6  # single precision
+        assert abs(filtering._kernels(fs_hz, P).taps.sum()) < 1e-6  # single precision
 
 
 @pytest.mark.parametrize("fs_hz", RATES)

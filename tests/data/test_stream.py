@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from metaecg.data.preprocessing import MARGIN_S, Preprocessing, filter_segment
+from metaecg.data.filtering import filter_segment
+from metaecg.data.preprocessing import MARGIN_S, Preprocessing
 from metaecg.data.records import read_record
 from metaecg.data.stream import WindowStream
 from metaecg.data.windows import cut_windows
