@@ -69,7 +69,7 @@ def test_a_program_that_listens_to_nothing_for_long_does_not_hold_up_sending(tmp
 
 
 def test_a_sending_process_that_is_silent_but_at_work_is_not_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking_process, "STALL_S", 1.5)  # importing mlflow takes longer
+    monkeypatch.setattr(tracking_process, "STALL_S", 1.0)  # importing mlflow takes longer
     monkeypatch.setattr(tracking_process, "AT_WORK_S", 0.0)
     tracker = make_tracker(**SETTINGS, out=tmp_path / "out")
     assert tracker.run_id != tracker.key
