@@ -57,14 +57,23 @@ def http_limits(limits: dict[str, str] = LIMITS) -> Iterator[None]:
 
 
 def without_password(text: str) -> str:
-    """Return `text` with the user and password of any address in it replaced by stars.
+    """Return `text` with what could be a password in the addresses in it replaced by stars.
+
+    Of an address with a user or a port before its first slash all is hidden up to its last @, the
+    user too: a password may hold slashes and @, and nobody can tell it then from a path. And all
+    that follows ``password=`` up to the next ``&``.
 
     Examples
     --------
     >>> without_password("https://me:secret@tracking.example/mlflow")
     'https://***@tracking.example/mlflow'
+    >>> without_password("postgresql://me:pa/s@s@host/db?sslmode=require&password=secret is away")
+    'postgresql://***@host/db?sslmode=require&password=*** is away'
+    >>> without_password("sqlite:////home/me@work/mlflow.db")
+    'sqlite:////home/me@work/mlflow.db'
     """
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    text = re.sub(r"://(?=[^\s/?#]*[@:])\S*@", "://***@", text)
+    return re.sub(r"(password=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 def _download(uri: str, place: str) -> Path:
