@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaecg.evaluate.metrics import summary
-from metaecg.evaluate.paired import LEVEL, MIN_SUBJECTS, holm, judge, paired_difference
+from metaecg.evaluate.paired import LEVEL, holm, judge, min_subjects, paired_test
 from metaecg.experiments.compare_agree import unchecked
 from metaecg.experiments.compare_rows import Row, parameters_that_differ
 from metaecg.experiments.compare_runs import Run
@@ -26,8 +26,9 @@ WORDS = {
 def compare_rows(rows: Sequence[Row], *, metric: str, n_resamples: int, seed: int) -> dict:
     """Return every figure of a comparison (schema in docs/compare.md).
 
-    All rows stand against the first. With the defaults of the command line the figures are those of
-    ``results.json``, to the last digit: the same resamples of the same subjects.
+    All rows stand against the first. With the defaults of the command line the figures of a row and
+    the means of the differences are those of ``results.json``, to the last digit; the intervals of
+    the differences are wider (`paired.paired_test`).
 
     Parameters
     ----------
@@ -41,15 +42,16 @@ def compare_rows(rows: Sequence[Row], *, metric: str, n_resamples: int, seed: in
     reference, others = rows[0], rows[1:]
     differences = [_difference(reference, row, metric, n_resamples, seed) for row in others]
     corrected = holm([each["p_value"] for each in differences])
+    n_compared = sum(p is not None for p in corrected)
     for each, p_holm in zip(differences, corrected, strict=True):
         each["p_holm"] = p_holm
         each["verdict"] = judge(
             each,
             p_corrected=p_holm,
-            n_compared=sum(p is not None for p in corrected),
+            n_compared=n_compared,
             higher_is_better=metric not in LOWER_IS_BETTER,
         )
-        each["words"] = verdict_words(each)
+        each["words"] = verdict_words(each, n_compared=n_compared)
     runs = list({id(row.run): row.run for row in rows}.values())
     return {
         "schema": SCHEMA,
@@ -70,15 +72,17 @@ def compare_rows(rows: Sequence[Row], *, metric: str, n_resamples: int, seed: in
     }
 
 
-def verdict_words(difference: Mapping[str, Any]) -> str:
+def verdict_words(difference: Mapping[str, Any], *, n_compared: int = 1) -> str:
     """Return the verdict as it is said: what the subjects can't show is not called equal."""
     verdict, n = difference["verdict"], difference["n"]
     if verdict == "too few subjects":
-        return f"too few subjects to tell ({n}, at least {MIN_SUBJECTS} are needed)"
+        many = f" for {n_compared} comparisons" if n_compared > 1 else ""
+        needed = f"at least {min_subjects(n_compared)} are needed{many}"
+        return f"too few subjects to tell ({n}, {needed})"
     if verdict != "no difference":
         return verdict
-    low, high = difference["ci95"]
-    lost = "" if low <= 0 <= high else " once corrected for all comparisons"
+    alone = judge(difference, p_corrected=difference["p_value"], n_compared=1)
+    lost = "" if alone == "no difference" else " once corrected for all comparisons"
     return f"no difference that {n} subjects can show{lost}"
 
 
@@ -124,7 +128,7 @@ def _summary(values: dict[str, float | None], name: str, n_resamples: int, seed:
 def _difference(reference: Row, row: Row, metric: str, n_resamples: int, seed: int) -> dict:
     mine, other = row.of_subjects(metric), reference.of_subjects(metric)
     rng = numpy_generator(seed, "paired", metric)
-    found = paired_difference(mine, other, rng=rng, n_resamples=n_resamples)
+    found = paired_test(mine, other, rng=rng, n_resamples=n_resamples)
     interval = found["ci95"]
     return {
         **found,

@@ -83,9 +83,10 @@ def explanations(comparison: Mapping[str, Any]) -> list[str]:
     lower = "" if comparison["higher_is_better"] else " Lower is better."
     lines = [
         f"Difference: {metric} minus that of {comparison['reference']}, subject by subject; 95 % "
-        f"interval of its mean, bootstrap over subjects ({comparison['n_resamples']} resamples). "
-        "Could show: half its width, about the smallest difference that these subjects could have "
-        f"shown.{lower}"
+        f"interval of its mean, bootstrap over subjects ({comparison['n_resamples']} resamples), "
+        "widened for few subjects. Verdict: sign-flip test of the differences, p below 0.05. Could "
+        "show: half the interval's width, about the smallest difference that these subjects could "
+        f"have shown.{lower}"
     ]
     lost = {row["label"]: row["difference"]["n_left_out"] for row in comparison["rows"][1:]}
     lines += [
