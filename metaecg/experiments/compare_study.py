@@ -6,13 +6,14 @@ comparison to say where a configuration came from, and decide nothing in it.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from metaecg.errors import ConfigError, DataError, MetaECGError
-from metaecg.experiments.compare_runs import Run, reason_of, without_password
+from metaecg.experiments.compare_runs import Run, reason_of
+from metaecg.models.registry_uri import without_password
 
 FILE = "study.json"
 
@@ -143,16 +144,31 @@ def _load(storage, study_name: str, shown: str):
     return optuna.load_study(study_name=study_name, storage=storage)
 
 
+def _objective(decides: Mapping[str, Any]) -> list[str]:
+    return [name for name in decides.get("objective", "").split(",") if name]
+
+
+def _state(trial, *, is_ours: bool) -> str:
+    """Return what became of a trial, as study.json has it."""
+    from metaecg.experiments.tune_study import is_lost
+
+    if trial.state.name != "FAIL":
+        return trial.state.name.lower()
+    return "lost" if is_ours and is_lost(trial) else "failed"
+
+
 def _described(study) -> dict[str, Any]:
     from metaecg.experiments.tune_outputs import importances
+    from metaecg.experiments.tune_study import DECIDES
 
     importance, note = importances(study)
+    ours = study.user_attrs.get(DECIDES) or {}  # what tune says of it; nothing of another's study
     return {
         "study": study.study_name,
-        "objective": list(study.metric_names or []),
+        "objective": _objective(ours) or list(study.metric_names or []),
         "directions": [direction.name.lower() for direction in study.directions],
         "n_trials": len(study.trials),
-        "states": dict(Counter(trial.state.name.lower() for trial in study.trials)),
+        "states": dict(Counter(_state(trial, is_ours=bool(ours)) for trial in study.trials)),
         "course": [
             (trial.number, trial.values[0])
             for trial in study.trials

@@ -12,7 +12,8 @@ from made_runs import make_run, shifted, write
 from metaecg.errors import ConfigError, DataError
 from metaecg.experiments.compare import compare
 from metaecg.experiments.compare_study import describe_studies
-from metaecg.experiments.tune_outputs import MIN_FOR_IMPORTANCE, importances
+from metaecg.experiments.tune_outputs import MIN_FOR_IMPORTANCE, _states, importances
+from metaecg.experiments.tune_study import DECIDES, REASON
 
 VALUES = (0.5, 0.25, 0.75, 0.625, 1.0)
 MANY = (*VALUES, *(place / 32 for place in range(MIN_FOR_IMPORTANCE)))
@@ -61,8 +62,27 @@ def test_the_course_of_a_database_holds_the_complete_trials_and_the_best_until_t
     (found,) = describe_studies([f"sqlite:///{sqlite}:va"], [])
     assert [each["number"] for each in found["course"]] == [0, 3, 4, 5, 6]
     assert [each["best"] for each in found["course"]] == [0.5, 0.5, 0.75, 0.75, 1.0]
-    assert found["states"] == {"complete": 5, "pruned": 1, "fail": 1}
+    assert found["states"] == {"complete": 5, "pruned": 1, "failed": 1}
     assert (found["study"], found["source"]) == ("va", f"sqlite:///{sqlite}")
+
+
+def test_a_study_of_tune_says_its_objective_and_its_lost_trials_from_a_database_as_from_a_folder(
+    tmp_path,
+):
+    """A trial that failed without a reason was lost with its process; another replaced it."""
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    study = make_study(storage, directions=("maximize", "minimize"))
+    study.set_user_attr(DECIDES, {"objective": "auc,adapt_seconds"})
+    reason = {REASON: "the loss is not finite"}
+    study.add_trial(
+        optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs=reason)
+    )
+    (found,) = describe_studies([f"{storage}:va"], [])
+    assert found["objective"] == ["auc", "adapt_seconds"]
+    assert found["states"] == {"complete": 5, "pruned": 1, "lost": 1, "failed": 1}
+    assert found["states"] == {
+        state: n for state, n in _states(study).items() if n
+    }  # of study.json
 
 
 def test_what_mattered_is_taken_from_a_database_with_enough_trials(tmp_path):
