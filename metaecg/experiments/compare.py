@@ -5,10 +5,11 @@
     python -m metaecg.experiments.compare --experiment va_fewshot
     python -m metaecg.experiments.compare runs/a --methods pretrain+full,maml+full
 
-A RUN is an output folder of va_fewshot, a results file, or the id of an MLflow run (or how it
-begins). The first is the reference: the others stand against it, paired over the same subjects.
-Runs that were not judged alike (protocol, data, held-out subjects, test windows) are refused with
-what differs. Nothing is trained, and nothing is written but the page. See docs/compare.md.
+A RUN is an output folder of va_fewshot or veb_fewshot, a results file, or the id of an MLflow run
+(or how it begins). The first is the reference: the others stand against it, paired over the same
+subjects. Runs that were not judged alike (protocol, data, held-out subjects, test windows or beats)
+are refused with what differs. Nothing is trained, and nothing is written but the page. See
+docs/compare.md.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max-runs", type=int, default=MAX_RUNS, metavar="N", help=f"at most so many runs of --experiment (default {MAX_RUNS})")  # fmt: skip
     add("--tracking-uri", metavar="URI", help="MLflow store; default $MLFLOW_TRACKING_URI, else the mlflow.db beside a RUN's folder or in runs/")  # fmt: skip
     add("--methods", "--method", metavar="A,B", help="which rows of each run, comma-separated; default: the first in a fixed order that all have, never the best on test")  # fmt: skip
-    add("--metric", default="auc", metavar="NAME", help=f"what decides (default auc): {', '.join(FIGURES)}")  # fmt: skip
+    add("--metric", metavar="NAME", help=f"what decides (default auc; f1 of beats): {', '.join(FIGURES)}")  # fmt: skip
     add("--study", action="append", default=[], metavar="URL:NAME", help="also show this Optuna study (or a folder with study.json); can be repeated")  # fmt: skip
     add("--html", type=Path, metavar="FILE", help=f"the page; default {PAGE} beside the first folder, no page with --json")  # fmt: skip
     add("--json", action="store_true", help="print the comparison as JSON in place of the table")
@@ -63,7 +64,7 @@ def compare(
     runs: Sequence[str],
     *,
     methods: Sequence[str] | None = None,
-    metric: str = "auc",
+    metric: str | None = None,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
     experiment: str | None = None,
@@ -78,9 +79,10 @@ def compare(
     runs
         Output folders, results files and MLflow run ids; the first is the reference.
     methods
-        Rows of each run; None: the first of `compare_rows.PREFERRED_METHODS` that all have.
+        Rows of each run; None: the first of `compare_rows.PREFERRED_METHODS` (of beats,
+        `compare_rows.PREFERRED_BEAT_METHODS`) that all have.
     metric
-        One of `compare_runs.FIGURES`.
+        One of `compare_runs.FIGURES` (of beats, `compare_runs.BEAT_FIGURES`); None: the first.
     n_resamples, seed
         Of the bootstrap over subjects; the seed is also that of the sign flips.
     experiment, max_runs
@@ -103,7 +105,12 @@ def compare(
         A run that can't be read, or runs that were not judged alike; with every problem.
     """
     from metaecg.experiments.compare_result import compare_rows
-    from metaecg.experiments.compare_rows import check_runs, choose_rows, with_unique_names
+    from metaecg.experiments.compare_rows import (
+        check_rows,
+        check_runs,
+        choose_rows,
+        with_unique_names,
+    )
     from metaecg.experiments.compare_study import describe_studies
 
     _check_options(runs, experiment, metric, n_resamples, max_runs)
@@ -112,6 +119,8 @@ def compare(
     read = with_unique_names(read)
     check_runs(read)
     rows = choose_rows(read, methods)
+    check_rows(rows)
+    metric = _metric_of(read[0], metric)
     with progress("resampling subjects"):
         comparison = compare_rows(rows, metric=metric, n_resamples=n_resamples, seed=seed)
     comparison["notes"] = [*notes, *comparison["notes"]]
@@ -197,8 +206,8 @@ def _read_path(name: str) -> Run:
     path = Path(name)
     if not path.exists():
         raise DataError(
-            f"{name!r} doesn't exist. Expected an output folder of va_fewshot, a results file, or "
-            "the id of an MLflow run (hexadecimal)."
+            f"{name!r} doesn't exist. Expected an output folder of va_fewshot or veb_fewshot, a "
+            "results file, or the id of an MLflow run (hexadecimal)."
         )
     return read_path(path)
 
@@ -212,15 +221,29 @@ def _split(text: str | None) -> list[str] | None:
     return names
 
 
+def _metric_of(run: Run, metric: str | None) -> str:
+    """Return what decides: the named figure, else the first that the recipe has."""
+    from metaecg.checks import did_you_mean
+
+    if metric is None:
+        return run.metrics[0]
+    if metric not in run.metrics:
+        raise ConfigError(
+            f"--metric is {metric!r}, which the subjects of {run.source} don't have; expected "
+            f"{did_you_mean(metric, run.metrics)}"
+        )
+    return metric
+
+
 def _check_options(
-    runs: Sequence[str], experiment: str | None, metric: str, n_resamples: int, max_runs: int
+    runs: Sequence[str], experiment: str | None, metric: str | None, n_resamples: int, max_runs: int
 ) -> None:
     from metaecg.checks import did_you_mean
 
     problems = []
     if not runs and experiment is None:
         problems.append("no RUN and no --experiment is named; expected at least one of them.")
-    if metric not in FIGURES:
+    if metric is not None and metric not in FIGURES:
         problems.append(f"--metric is {metric!r}; expected {did_you_mean(metric, FIGURES)}")
     if n_resamples < 100:
         problems.append(f"--n-resamples is {n_resamples}; at least 100 are needed for 95 %.")

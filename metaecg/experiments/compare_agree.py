@@ -5,17 +5,34 @@ there is no switch that lets them through.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from metaecg.evaluate.predictions import Prediction
 from metaecg.experiments.compare_runs import Run
+from metaecg.experiments.va_methods import CURVE
 
 N_NAMED = 3
 """Subjects or files that a line names; the others are counted."""
 GIVEN_BASE = ["base"]
 """The splits of a run with --base."""
+DRAWN = "as_published"
+"""The protocol under which every seed draws supports of its own, and so test windows of its own."""
 _COLUMNS = {"record_ids": "recordings", "start_s": "starts", "labels": "labels"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """What was judged under a name: subjects, and their test windows or beats."""
+
+    name: str
+    subjects: Mapping[str, Mapping] = field(repr=False)
+    """Subject -> figures, with ``n_va`` and ``n_other``."""
+    predictions: Mapping[tuple, Prediction] = field(repr=False)
+    """By subject, and by seed where each draws its own; empty: not at hand."""
+    positive: str = "va"
+    """What ``n_va`` counts."""
 
 
 def disagreements(reference: Run, other: Run) -> list[str]:
@@ -24,15 +41,42 @@ def disagreements(reference: Run, other: Run) -> list[str]:
     Protocol, n_shots, databases, checksum of the data, kind of data, splits, held-out subjects and
     their test windows are compared: the windows by number and, where both runs have their
     predictions, by recording, start, label and being mixed. Seeds, commits, methods and parameters
-    may differ.
+    may differ. Of runs of `veb_fewshot` each method has test beats of its own: `tested_otherwise`.
     """
     found = _settings(reference, other) + _splits(reference, other)
-    subjects = _subjects(reference, other)
-    found += subjects
-    found += _window_counts(reference, other)
-    if reference.predictions is not None and other.predictions is not None:
-        found += _windows(reference, other)
+    lines = [f"{other.name} against {reference.name}: {line}" for line in found]
+    if reference.is_of_beats or other.is_of_beats:
+        return lines
+    return lines + tested_otherwise(_tested(reference), _tested(other))
+
+
+def tested_otherwise(reference: Tested, other: Tested) -> list[str]:
+    """Return every way in which the subjects or test windows are others, a line each."""
+    found = _subjects(reference, other) + _window_counts(reference, other)
+    found += _windows(reference, other)
     return [f"{other.name} against {reference.name}: {line}" for line in found]
+
+
+def tested_beats(run: Run, method: str, *, name: str) -> Tested:
+    """Return what a method of `veb_fewshot` was judged on."""
+    mine = [p for p in run.predictions or () if p.method == method]
+    return Tested(
+        name=name,
+        subjects=run.results["methods"][method]["subjects"],
+        predictions={(p.subject_id,): p for p in mine},
+        positive="V",
+    )
+
+
+def _tested(run: Run) -> Tested:
+    """Return what the methods of `va_fewshot` were judged on; a curve has other windows."""
+    by_seed = run.results["protocol"] == DRAWN
+    mine = [p for p in run.predictions or () if not p.is_one_class and CURVE not in p.method]
+    return Tested(
+        name=run.name,
+        subjects=next(iter(run.results["methods"].values()))["subjects"],
+        predictions={(p.subject_id, p.seed if by_seed else 0): p for p in mine},
+    )
 
 
 def unchecked(runs: Sequence[Run]) -> list[str]:
@@ -61,7 +105,7 @@ def unchecked(runs: Sequence[Run]) -> list[str]:
 def _settings(reference: Run, other: Run) -> list[str]:
     a, b = reference.results, other.results
     found = []
-    for name in ("protocol", "caveat", "data", "n_shots"):
+    for name in ("protocol", "caveat", "data", "n_shots", "r_peaks"):
         if (b.get(name) or None) != (a.get(name) or None):
             found.append(f"{name} is {b.get(name)!r}, not {a.get(name)!r}.")
     if sorted(a["databases"]) != sorted(b["databases"]):
@@ -114,18 +158,18 @@ def _folds(run: Run, subjects: set[str]) -> set[frozenset[str]] | None:
     return {frozenset(subjects.intersection(split["test"])) for split in splits.values()}
 
 
-def _subjects(reference: Run, other: Run) -> list[str]:
-    a, b = _evaluated(reference), _evaluated(other)
+def _subjects(reference: Tested, other: Tested) -> list[str]:
+    a, b = set(reference.subjects), set(other.subjects)
     parts = [(b - a, other.name), (a - b, reference.name)]
     words = [f"{len(who)} in {name} alone ({_names(sorted(who))})" for who, name in parts if who]
     return [f"evaluated subjects differ: {', '.join(words)}."] if words else []
 
 
-def _window_counts(reference: Run, other: Run) -> list[str]:
-    a, b = _any_method(reference), _any_method(other)
+def _window_counts(reference: Tested, other: Tested) -> list[str]:
+    a, b, positive = reference.subjects, other.subjects, other.positive
     differ = [
-        f"{subject_id} has {b[subject_id]['n_va']} va and {b[subject_id]['n_other']} other, not "
-        f"{a[subject_id]['n_va']} and {a[subject_id]['n_other']}"
+        f"{subject_id} has {b[subject_id]['n_va']} {positive} and {b[subject_id]['n_other']} other, "
+        f"not {a[subject_id]['n_va']} and {a[subject_id]['n_other']}"
         for subject_id in sorted(a.keys() & b.keys())
         if any(a[subject_id][key] != b[subject_id][key] for key in ("n_va", "n_other"))
     ]
@@ -134,10 +178,9 @@ def _window_counts(reference: Run, other: Run) -> list[str]:
     return [f"test windows of {len(differ)} subjects differ in number: {_names(differ, '; ')}."]
 
 
-def _windows(reference: Run, other: Run) -> list[str]:
+def _windows(reference: Tested, other: Tested) -> list[str]:
     """Compare the test windows themselves; of `as_published` those of the same seed."""
-    by_seed = reference.results["protocol"] != "deploy"
-    a, b = _test_parts(reference, by_seed=by_seed), _test_parts(other, by_seed=by_seed)
+    a, b = reference.predictions, other.predictions
     found = {}
     for key in sorted(a.keys() & b.keys()):
         what = _what_differs(a[key], b[key])
@@ -152,7 +195,7 @@ def _windows(reference: Run, other: Run) -> list[str]:
 def _draws_its_own(reference: Run, other: Run) -> bool:
     """Whether the protocol draws supports by the seed, and the runs share none."""
     shared = set(reference.results["seeds"]) & set(other.results["seeds"])
-    return reference.results["protocol"] != "deploy" and not shared
+    return reference.results["protocol"] == DRAWN and not shared
 
 
 def _what_differs(a: Prediction, b: Prediction) -> str | None:
@@ -166,21 +209,8 @@ def _what_differs(a: Prediction, b: Prediction) -> str | None:
     return None if np.array_equal(a.is_mixed, b.is_mixed) else "mixed windows"
 
 
-def _test_parts(run: Run, *, by_seed: bool) -> dict[tuple, Prediction]:
-    """Return a prediction per subject (and seed): all methods have the same test windows."""
-    return {
-        (p.subject_id, p.seed if by_seed else 0): p
-        for p in run.predictions or ()
-        if not p.is_one_class
-    }
-
-
 def _evaluated(run: Run) -> set[str]:
-    return set(_any_method(run))
-
-
-def _any_method(run: Run) -> Mapping[str, Mapping]:
-    return next(iter(run.results["methods"].values()))["subjects"]
+    return {s for figures in run.results["methods"].values() for s in figures["subjects"]}
 
 
 def _names(names: Sequence[str], separator: str = ", ") -> str:

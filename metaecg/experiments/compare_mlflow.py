@@ -10,7 +10,8 @@ from pathlib import Path
 
 from metaecg.checks import did_you_mean
 from metaecg.errors import DataError
-from metaecg.experiments.compare_runs import Run, read_folder, reason_of, without_password
+from metaecg.experiments.compare_runs import Run, read_folder, reason_of
+from metaecg.models.registry_uri import without_password
 
 FILES = ("results.json", "config.yaml", "run.json", "predictions.npz")
 DEFAULT_STORE = Path("runs/mlflow.db")
@@ -112,11 +113,12 @@ class Store:
             if "results.json" not in held:
                 raise DataError(
                     f"{source} ({run.info.run_name}) holds no results.json: it is no run of "
-                    "va_fewshot, or its files were never sent to the store. A study's trials have "
-                    "none: they never saw test subjects."
+                    "va_fewshot or veb_fewshot, or its files were never sent to the store. A "
+                    "study's trials have none: they never saw test subjects."
                 )
         name = f"{run.info.run_name} ({run_id[:8]})"
-        return read_folder(folder, name=name, source=source, parameters=dict(run.data.params))
+        parameters = dict(run.data.params)
+        return read_folder(folder, name=name, source=source, parameters=parameters, run_id=run_id)
 
     def select(self, experiment: str, *, at_most: int) -> Selection:
         """Choose the newest finished runs of an experiment that hold results.
@@ -148,7 +150,7 @@ class Store:
         if not chosen:
             raise DataError(
                 f"experiment {experiment!r} of {self.shown} has {len(finished)} finished runs, none "
-                "with a results.json. Run va_fewshot with tracking.enabled, or name folders."
+                "with a results.json. Run the recipe with tracking.enabled, or name folders."
             )
         counts = {
             "not looked at, being older (--max-runs)": len(finished) - n_seen,

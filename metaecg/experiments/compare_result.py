@@ -35,7 +35,7 @@ def compare_rows(rows: Sequence[Row], *, metric: str, n_resamples: int, seed: in
     rows
         The reference first; their runs agree (`compare_rows.check_runs`).
     metric
-        One of `compare_runs.FIGURES`.
+        A figure that the subjects have.
     n_resamples, seed
         Of the bootstrap over subjects.
     """
@@ -81,9 +81,11 @@ def verdict_words(difference: Mapping[str, Any], *, n_compared: int = 1) -> str:
         return f"too few subjects to tell ({n}, {needed})"
     if verdict != "no difference":
         return verdict
-    alone = judge(difference, p_corrected=difference["p_value"], n_compared=1)
-    lost = "" if alone == "no difference" else " once corrected for all comparisons"
-    return f"no difference that {n} subjects can show{lost}"
+    words, p_value = f"no difference that {n} subjects can show", difference["p_value"]
+    if judge(difference, p_corrected=p_value, n_compared=1) != "no difference":
+        return f"{words} once corrected for all comparisons"
+    low, high = difference["ci95"]
+    return words if low <= 0 <= high else f"{words}, p = {p_value:.3f}"
 
 
 def _judged(run: Run) -> dict[str, Any]:
@@ -144,6 +146,11 @@ def _notes(rows: Sequence[Row], runs: Sequence[Run]) -> list[str]:
         notes.append("demo data: generated signals; no figure says how it works on people.")
     if runs[0].results.get("caveat"):
         notes.append(f"{runs[0].results['caveat']}.")
+    if runs[0].is_of_beats:
+        notes.append(
+            "figures of V by subject, all subjects with the same weight; the gross figures of "
+            "results.json sum over all beats and may say otherwise."
+        )
     few = [run for run in runs if len(run.results["seeds"]) < 3]
     if few:
         notes.append(

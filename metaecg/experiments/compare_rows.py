@@ -1,16 +1,18 @@
 """What is compared: rows, each a method of a run, and what sets them apart."""
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from metaecg.checks import did_you_mean
 from metaecg.errors import ConfigError, DataError
-from metaecg.experiments.compare_agree import disagreements
+from metaecg.experiments.compare_agree import disagreements, tested_beats, tested_otherwise
 from metaecg.experiments.compare_runs import Run, flatten
 from metaecg.experiments.config import NO_FIGURE
 from metaecg.experiments.va_methods import BASE_ONLY_METHODS, METHODS, PREFERRED_BASES
+from metaecg.experiments.veb_methods import METHODS as BEAT_METHODS
 
 PREFERRED_METHODS = tuple(
     dict.fromkeys(
@@ -21,6 +23,9 @@ PREFERRED_METHODS = tuple(
 """The first of these that all runs have is compared when none is named. The order is fixed in
 advance, that of the base which a run leaves in OUT/model: the best on test would be chosen on test
 data."""
+
+PREFERRED_BEAT_METHODS = ("head", "full", "lora", "labels", "zero-shot", *BEAT_METHODS)
+"""The same for `veb_fewshot`."""
 
 NOT_AT_HAND = "not at hand"
 
@@ -52,7 +57,8 @@ def choose_rows(runs: Sequence[Run], methods: Sequence[str] | None) -> list[Row]
     runs
         In the order in which they were named.
     methods
-        Names; None: the first of `PREFERRED_METHODS` that all runs have.
+        Names; None: the first of `PREFERRED_METHODS` (of beats, `PREFERRED_BEAT_METHODS`) that all
+        runs have.
 
     Raises
     ------
@@ -108,6 +114,28 @@ def check_runs(runs: Sequence[Run]) -> None:
         different += [run] if found else []
     if lines:
         raise DataError(_refusal(runs, lines, different))
+
+
+def check_rows(rows: Sequence[Row]) -> None:
+    """Refuse methods of `veb_fewshot` that were judged on other beats than the reference.
+
+    There each way to choose the labelled beats leaves others to test; `va_fewshot` tests all
+    methods on the same windows, and `check_runs` has compared them.
+
+    Raises
+    ------
+    DataError
+        With a line for each.
+    """
+    if not rows[0].run.is_of_beats:
+        return
+    reference, *others = (tested_beats(row.run, row.method, name=row.label) for row in rows)
+    lines = [f"\n  - {line}" for other in others for line in tested_otherwise(reference, other)]
+    if lines:
+        raise DataError(
+            "these rows can't be compared; figures count against each other only on the same test "
+            f"beats.{''.join(lines)}\n{_rows_on_the_same_beats(rows[0])}"
+        )
 
 
 def parameters_that_differ(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
@@ -177,7 +205,18 @@ def _common_method(runs: Sequence[Run]) -> str:
             "the runs have no method in common, so no row of one stands against the same row of "
             f"another.{''.join(lines)}\nRun one of them again with a method of the other."
         )
-    return next((name for name in PREFERRED_METHODS if name in common), min(common))
+    preferred = PREFERRED_BEAT_METHODS if runs[0].is_of_beats else PREFERRED_METHODS
+    return next((name for name in preferred if name in common), min(common))
+
+
+def _rows_on_the_same_beats(row: Row) -> str:
+    mine = tested_beats(row.run, row.method, name=row.label)
+    found = [
+        name
+        for name in row.run.results["methods"]
+        if not tested_otherwise(mine, tested_beats(row.run, name, name=name))
+    ]
+    return f"On the beats of {row.label} were judged: {', '.join(found)}."
 
 
 def _nothing_to_compare(run: Run) -> str:
@@ -203,7 +242,7 @@ def _refusal(runs: Sequence[Run], lines: Sequence[str], different: Sequence[Run]
     agree = [run for run in runs[1:] if run not in different]
     hint = ""
     if different and agree:
-        named = " ".join(run.source for run in (runs[0], *agree))
+        named = shlex.join(run.argument for run in (runs[0], *agree))
         hint = f"\nThese can be compared: {named}"
     if len(lines) == 1 and not different:
         return lines[0]

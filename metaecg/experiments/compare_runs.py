@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,18 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from metaecg.errors import ConfigError, DataError
+from metaecg.evaluate.ec57 import BeatPrediction
 from metaecg.evaluate.predictions import Prediction, load_predictions
+from metaecg.models.registry_uri import without_password
 
 SCHEMA = 1
 FIGURES = ("auc", "f1", "sensitivity", "ppv", "specificity", "false_alarms_per_hour")
-"""The figures of a subject; all but the last are better when higher."""
+"""The figures of a subject; all but the last are better when higher. The first decides if none is
+named."""
+BEAT_FIGURES = ("f1", "auc", "sensitivity", "ppv", "false_alarms_per_hour")
+"""The same of `veb_fewshot`, of V as EC57 counts it, which has no specificity."""
+BEATS = "aami"
+"""The protocol of `veb_fewshot`."""
 _NEEDED = ("protocol", "databases", "n_shots", "seeds", "data_manifest_sha256", "methods")
 _COUNTS = ("n_va", "n_other")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One finished run of `va_fewshot`."""
+    """One finished run of `va_fewshot` or `veb_fewshot`."""
 
     name: str
     source: str
@@ -35,6 +41,23 @@ class Run:
     predictions: Sequence[Prediction] | None = field(default=None, repr=False)
     folder: Path | None = None
     """The output folder; None for a results file alone and for what came from MLflow."""
+    run_id: str | None = None
+    """The id in the MLflow store; None for what came from a path."""
+
+    @property
+    def argument(self) -> str:
+        """What names the run on the command line."""
+        return self.run_id or self.source
+
+    @property
+    def is_of_beats(self) -> bool:
+        """Whether it is a run of `veb_fewshot`, whose methods have test beats of their own."""
+        return self.results["protocol"] == BEATS
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The figures that its subjects have."""
+        return _figures(self.results)
 
     @property
     def is_demo(self) -> bool:
@@ -65,6 +88,7 @@ def read_folder(
     source: str,
     folder: Path | None = None,
     parameters: dict[str, Any] | None = None,
+    run_id: str | None = None,
 ) -> Run:
     """Read the files of a run that lie in `files`.
 
@@ -79,6 +103,8 @@ def read_folder(
         The run's own folder.
     parameters
         Taken where there is no ``config.yaml``.
+    run_id
+        The id of an MLflow run.
 
     Raises
     ------
@@ -87,14 +113,17 @@ def read_folder(
     """
     if not (files / "results.json").is_file():
         raise DataError(f"{source} {_why_no_run(files)}")
+    results = read_results(files / "results.json", source=source)
+    kind = BeatPrediction if results["protocol"] == BEATS else Prediction
     return Run(
         name=name,
         source=source,
-        results=read_results(files / "results.json", source=source),
+        results=results,
         parameters=_parameters(files / "config.yaml", source) or parameters,
         facts=_json(files / "run.json", source) if (files / "run.json").is_file() else {},
-        predictions=_predictions(files / "predictions.npz", source),
+        predictions=_predictions(files / "predictions.npz", source, kind),
         folder=folder,
+        run_id=run_id,
     )
 
 
@@ -110,8 +139,8 @@ def read_results(path: Path, *, source: str) -> dict:
     if results.get("experiment") == "h_tuning":
         raise DataError(
             f"{source} is a run of h_tuning, which has figures of records and classes in place of "
-            "those of subjects: runs of va_fewshot are compared here. The methods of one h_tuning "
-            "run stand with paired intervals in its results.md."
+            "those of subjects: runs of va_fewshot and veb_fewshot are compared here. The methods "
+            "of one h_tuning run stand with paired intervals in its results.md."
         )
     if results.get("schema") != SCHEMA:
         raise DataError(
@@ -125,17 +154,6 @@ def read_results(path: Path, *, source: str) -> dict:
             "the file."
         )
     return results
-
-
-def without_password(text: str) -> str:
-    """Return a text with the passwords of the addresses in it hidden.
-
-    Examples
-    --------
-    >>> without_password("postgresql://me:secret@host:5432/db can't be read")
-    "postgresql://me:***@host:5432/db can't be read"
-    """
-    return re.sub(r"(//[^/@:\s]*):[^/\s]*@", r"\1:***@", text)
 
 
 def reason_of(error: BaseException) -> str:
@@ -175,7 +193,8 @@ def _why_no_run(files: Path) -> str:
             "it goes on from the parts that are done."
         )
     return (
-        "is no run: it has no results.json. Expected the output folder of va_fewshot (its --out)."
+        "is no run: it has no results.json. Expected the output folder of va_fewshot or "
+        "veb_fewshot (their --out)."
     )
 
 
@@ -190,7 +209,7 @@ def _json(path: Path, source: str) -> dict:
     if not isinstance(content, dict):
         raise DataError(
             f"the {path.name} of {source} holds a {type(content).__name__}; expected what "
-            "va_fewshot writes, an object."
+            "the recipe writes, an object."
         )
     return content
 
@@ -208,10 +227,12 @@ def _problem(results: dict) -> str | None:
         if not isinstance(subjects, dict) or not subjects:
             return f"method {name!r} has no subjects"
         for subject_id, values in subjects.items():
-            wrong = _wrong_value(values)
+            wrong = _wrong_value(values, _figures(results))
             if wrong:
                 return f"method {name!r}, subject {subject_id!r}: {wrong}"
         windows[name] = {s: tuple(v[key] for key in _COUNTS) for s, v in subjects.items()}
+    if results["protocol"] == BEATS:
+        return None  # each way to choose the labelled beats leaves others to test
     first = next(iter(windows))
     other = [name for name in windows if windows[name] != windows[first]]
     if other:
@@ -219,10 +240,14 @@ def _problem(results: dict) -> str | None:
     return None
 
 
-def _wrong_value(values: Any) -> str | None:
+def _figures(results: Mapping[str, Any]) -> tuple[str, ...]:
+    return BEAT_FIGURES if results["protocol"] == BEATS else FIGURES
+
+
+def _wrong_value(values: Any, figures: Sequence[str]) -> str | None:
     if not isinstance(values, dict):
         return "its figures are no object"
-    for key in (*FIGURES, *_COUNTS):
+    for key in (*figures, *_COUNTS):
         if key not in values:
             return f"{key} is missing"
         value = values[key]
@@ -245,11 +270,11 @@ def _parameters(path: Path, source: str) -> dict[str, Any] | None:
         raise DataError(f"the config.yaml of {source} is damaged: {error}") from error
 
 
-def _predictions(path: Path, source: str) -> list[Prediction] | None:
+def _predictions(path: Path, source: str, kind: type[Prediction]) -> list[Prediction] | None:
     if not path.is_file():
         return None
     try:
-        return load_predictions(path)
+        return load_predictions(path, kind)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"the predictions.npz of {source} can't be read ({error}), so its test windows can't "

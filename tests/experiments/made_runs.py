@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from metaecg.evaluate.ec57 import BeatPrediction
 from metaecg.evaluate.predictions import Prediction, save_predictions
 
 SUBJECTS = tuple(f"vfdb/{number}" for number in range(418, 426))
@@ -83,9 +84,45 @@ def predictions_of(subjects: Sequence[str] = SUBJECTS, **changes) -> list[Predic
         "probabilities": np.full(n, 0.5),
     }
     return [
-        Prediction(method="any", subject_id=subject, **{"seed": 0, **columns, **changes})
+        Prediction(subject_id=subject, **{"method": "any", "seed": 0, **columns, **changes})
         for subject in subjects
     ]
+
+
+def beat_figures_of(f1s: Mapping[str, float | None], *, n_other: int = N_OTHER) -> dict:
+    """Return the same of a method of veb_fewshot: beats have no specificity."""
+    found = figures_of(dict.fromkeys(f1s, 0.99), veb={})
+    for subject, values in found["subjects"].items():
+        del values["specificity"]
+        values |= {"f1": f1s[subject], "n_other": n_other}
+    return found
+
+
+def beat_predictions_of(method: str, start_s: float = 0.0, seed: int = 0) -> list[BeatPrediction]:
+    """Return a prediction per subject: a beat every two seconds from `start_s` on."""
+    return [
+        BeatPrediction(
+            **{**p.__dict__, "method": method, "seed": seed, "start_s": p.start_s + start_s},
+            letters=np.where(p.labels == 1, "V", "N"),
+            called=np.where(p.labels == 1, "V", "N"),
+            n_missed={},
+        )
+        for p in predictions_of()
+    ]
+
+
+def make_beat_run(
+    folder: Path,
+    methods: Mapping[str, dict],
+    predictions: Sequence[BeatPrediction] | None = None,
+    **changes,
+) -> Path:
+    """Write the folder of a finished run of veb_fewshot and return it."""
+    if predictions is None:
+        predictions = [p for method in methods for p in beat_predictions_of(method)]
+    subjects = sorted({s for figures in methods.values() for s in figures["subjects"]})
+    settings = {"protocol": "aami", "r_peaks": "annotated", "facts": facts_of(subjects), **changes}
+    return make_run(folder, methods=methods, predictions=predictions, **settings)
 
 
 def make_run(

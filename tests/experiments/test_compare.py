@@ -70,6 +70,18 @@ def test_gains_and_losses_are_no_difference_that_so_many_subjects_can_show(tmp_p
     assert found["words"] == "no difference that 8 subjects can show"
 
 
+def test_where_the_interval_alone_leaves_0_out_the_p_value_stands_beside_it(tmp_path):
+    """One subject gains nearly all: 18 of 256 ways to choose the signs have a mean as far from 0."""
+    gains = (0.2, 0.01, 0.01, 0.01, 0.01, 0.01, -0.005, -0.005)
+    runs = [
+        make_run(tmp_path / name, shifted(by, dict.fromkeys(SUBJECTS, 0.5)))
+        for name, by in (("a", 0.0), ("b", gains))
+    ]
+    found = difference([str(run) for run in runs])
+    assert found["ci95"][0] > 0
+    assert found["words"] == "no difference that 8 subjects can show, p = 0.070"
+
+
 def test_five_subjects_are_too_few_to_tell(tmp_path):
     few = SUBJECTS[:5]
     runs = [

@@ -182,6 +182,16 @@ def test_supports_drawn_at_random_are_compared_seed_by_seed(tmp_path):
     assert "test windows of 8 subjects are others" in lines_of(first, second)[0]
 
 
+def test_a_curve_over_shots_has_test_windows_of_its_own_that_play_no_part(tmp_path, a):
+    """Its points are tested after the largest support, the methods after theirs."""
+    later = predictions_of(method="pretrain+full@20", start_s=2.0 * np.arange(N) + 100.0)
+    b = make_run(tmp_path / "b", shifted(0.01), predictions=predictions_of() + later)
+    assert len(compare([str(a), str(b)])["rows"]) == 2
+    moved = predictions_of(start_s=2.0 * np.arange(N) + 1.0)
+    c = make_run(tmp_path / "c", shifted(0.02), predictions=moved + later)
+    assert "test windows of 8 subjects are others" in lines_of(b, c)[0]
+
+
 def test_windows_of_subjects_without_va_play_no_part(tmp_path):
     runs = []
     for name, by in (("a", 0.0), ("b", 0.01)):

@@ -1,6 +1,7 @@
 """Runs are taken from a real MLflow store: by id, by the beginning of an id, by experiment."""
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -98,6 +99,20 @@ def test_a_named_run_comes_first_and_not_twice(tracked):
     assert [row["run"] for row in found["rows"]] == ["run1", f"run2 ({second[:8]})"]
 
 
+def test_what_can_be_compared_is_named_as_the_command_takes_it(tracked):
+    """Ids of the store, and folders in quotes where they need them: the line can be pasted."""
+    first = tracked.add("run1")
+    other = tracked.add("run2", 0.01, n_shots=5)
+    third = tracked.add("run3", 0.02)
+    folder = make_run(tracked.folder / "my runs" / "b", shifted(0.03))
+    with pytest.raises(DataError) as caught:
+        compare([first, other, third, str(folder)], tracking_uri=tracked.uri)
+    line = str(caught.value).splitlines()[-1]
+    assert line == f"These can be compared: {first} {third} '{folder}'"
+    again = shlex.split(line.partition(": ")[2])
+    assert len(compare(again, tracking_uri=tracked.uri)["rows"]) == 3
+
+
 def test_runs_of_an_experiment_under_other_protocols_are_refused_too(tracked):
     tracked.add("run1")
     tracked.add("run2", 0.01, n_shots=5)
@@ -148,7 +163,7 @@ def test_a_server_that_is_down_is_said_soon_once_and_without_its_password(tmp_pa
     arguments = [str(run), "deadbeef", "deadbee1", "--tracking-uri", "http://me:secret@127.0.0.1:9"]
     assert command.main(arguments) == 3
     text = capsys.readouterr().err
-    assert text.count("http://me:***@127.0.0.1:9 can't be read") == 1
+    assert text.count("http://***@127.0.0.1:9 can't be read") == 1
     assert "secret" not in text and "Traceback" not in text
     assert dict(os.environ) == before
 

@@ -9,7 +9,7 @@ from made_runs import change, make_run, shifted, write
 from metaecg.errors import DataError
 from metaecg.experiments import compare as command
 from metaecg.experiments.compare import compare
-from metaecg.experiments.compare_runs import read_path, without_password
+from metaecg.experiments.compare_runs import read_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,8 +123,3 @@ def test_nothing_is_written_into_a_run(run, tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     compare([str(run), str(other)])
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_a_password_is_hidden_even_with_an_at_sign_in_it():
-    assert without_password("http://me:p@ss@host:5000 is down") == "http://me:***@host:5000 is down"
-    assert without_password("sqlite:///a.db:va") == "sqlite:///a.db:va"
