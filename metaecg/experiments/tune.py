@@ -37,8 +37,11 @@ def _main(arguments) -> None:
     if arguments.dry_run:
         print(as_yaml(plan))
         return
-    print(run(plan, must_exist=arguments.resume))
+    print(run(plan, must_exist=arguments.resume, take_over=arguments.take_over))
     out = plan.config.out
+    if not (out / "best.yaml").exists():  # other processes have all trials in hand
+        print(f"\nwritten to {out}: split.json, study.json")
+        return
     print(f"\nwritten to {out}: best.yaml, split.json, study.json")
     print(
         f"next, once: python -m metaecg.experiments.{plan.recipe.name} --config {out / 'best.yaml'} "
@@ -46,7 +49,7 @@ def _main(arguments) -> None:
     )
 
 
-def run(plan: Plan, *, must_exist: bool = False) -> str:
+def run(plan: Plan, *, must_exist: bool = False, take_over: bool = False) -> str:
     """Run a study to its number of trials and write what it found; return a table.
 
     Parameters
@@ -55,11 +58,15 @@ def run(plan: Plan, *, must_exist: bool = False) -> str:
         What `metaecg.experiments.tune_options.make_plan` returned.
     must_exist
         Only take a study up.
+    take_over
+        Replace running trials of which it can't be told from here whether they still run.
 
     Raises
     ------
     ConfigError, DataError, LeakageError
         What is wrong, before any trial.
+    StorageAwayError
+        The study's storage (a DataError); finished trials are kept in it.
     AdaptationError
         No trial was completed, or every worker was killed.
     """
@@ -70,35 +77,50 @@ def run(plan: Plan, *, must_exist: bool = False) -> str:
         with progress("starting"):
             quiet_optuna()
             storage = stack.enter_context(opened_storage(plan.config.storage_url))
-        return _run(plan, storage, must_exist=must_exist)
+        return _run(plan, storage, must_exist=must_exist, take_over=take_over)
 
 
-def _run(plan: Plan, storage, *, must_exist: bool) -> str:
+def _run(plan: Plan, storage, *, must_exist: bool, take_over: bool) -> str:
+    from metaecg.experiments.provenance import git_commit
     from metaecg.experiments.tune_outputs import record_outputs, table, write_outputs, write_split
     from metaecg.experiments.tune_study import fail_dead, finished
-    from metaecg.experiments.tune_workers import Task, run_trials
+    from metaecg.experiments.tune_workers import Task
 
-    study, decides, split = _begun(plan, storage, must_exist=must_exist)
+    study, decides, split, development = _begun(plan, storage, must_exist=must_exist)
     write_split(plan, split)
-    fail_dead(study, storage)
+    fail_dead(study, storage, take_over=take_over)
     for note in _notes(plan, len(finished(study))):
         print(note, file=sys.stderr)
-    with _tracked(plan, study, decides["data_sha256"]) as (tracker, run_id):
-        task = Task(plan=plan, split=split, decides=decides, run_id=run_id)
-        n_trials = plan.config.n_trials
-        with progress(f"{n_trials} trials", n_trials) as bar:
-            try:
-                run_trials(task, study, storage, on_finished=lambda n: bar.set(n, n_trials))
-            finally:
-                content = write_outputs(plan, study)
+    commit = git_commit()
+    with _tracked(plan, study, development, commit) as (tracker, run_id):
+        task = Task(plan=plan, split=split, decides=decides, run_id=run_id, commit=commit)
+        _run_trials(task, study, storage)
+        content = write_outputs(plan, study)
         with progress("recording the MLflow run"):
             record_outputs(tracker, plan, content)
     _check_outcome(plan, study, content)
     return table(plan, study)
 
 
-def _begun(plan: Plan, storage, *, must_exist: bool) -> tuple[Any, dict, Split]:
-    """Return the study, what decides its values, and who is held out.
+def _run_trials(task, study, storage) -> None:
+    """Run the trials; if that ends early, write what there is of them."""
+    from metaecg.experiments.tune_outputs import write_outputs
+    from metaecg.experiments.tune_workers import run_trials
+
+    n_trials = task.plan.config.n_trials
+    with progress(f"{n_trials} trials", n_trials) as bar:
+        try:
+            run_trials(task, study, storage, on_finished=lambda n: bar.set(n, n_trials))
+        except BaseException:
+            try:
+                write_outputs(task.plan, study)
+            except Exception as error:  # perhaps for the same cause, which is the one to be told
+                print(f"warning: study.json was not written ({error}).", file=sys.stderr)
+            raise
+
+
+def _begun(plan: Plan, storage, *, must_exist: bool) -> tuple[Any, dict, Split, Any]:
+    """Return the study, what decides its values, who is held out, and the others' windows.
 
     The split of a study that exists is the study's: the held-out subjects' recordings need not be
     here. For a new one they are opened once, to see who has enough windows to be judged on.
@@ -122,8 +144,10 @@ def _begun(plan: Plan, storage, *, must_exist: bool) -> tuple[Any, dict, Split]:
     decides["data_sha256"] = development.manifest_sha256
     if study is None:
         study = begin_study(storage, plan, decides=decides, split=split)
+        if split_of(study) != split:  # another process was faster, and holds out others
+            return _begun(plan, storage, must_exist=must_exist)
     check_same(study, plan, decides)
-    return study, decides, split
+    return study, decides, split, development
 
 
 def _decides(plan: Plan) -> dict[str, Any]:
@@ -158,13 +182,13 @@ def _notes(plan: Plan, n_finished: int) -> list[str]:
 
 
 @contextmanager
-def _tracked(plan: Plan, study, data_sha256: str):
+def _tracked(plan: Plan, study, development, commit: str | None):
     """Open this command's MLflow run, and close it with what became of it."""
     from metaecg.experiments.tune_outputs import start_tracking
     from metaecg.experiments.tune_study import RUN
 
     with progress("opening the MLflow run"):
-        tracker = start_tracking(plan, study, data_sha256)
+        tracker = start_tracking(plan, study, development, commit=commit)
     try:
         yield tracker, study.user_attrs.get(RUN)
     except KeyboardInterrupt:
@@ -177,16 +201,22 @@ def _tracked(plan: Plan, study, data_sha256: str):
 
 
 def _check_outcome(plan: Plan, study, content: dict[str, Any]) -> None:
-    """Raise AdaptationError if there is no best trial."""
+    """Raise AdaptationError if there is no best trial, and none running that may become it."""
     from metaecg.experiments.tune_study import finished, reason_of
 
-    if content["best"] is not None:
+    states = content["states"]
+    if content["best"] is not None or states["running"]:
         return
+    if not states["failed"]:
+        raise AdaptationError(
+            f"all {states['pruned']} trials were stopped early by the pruner {plan.config.pruner!r}, "
+            "and none is complete. Give the same command with --pruner none and a higher --n-trials."
+        )
     reasons = [reason_of(t) for t in finished(study) if t.state.name == "FAIL"]
     because = f" The first one failed: {reasons[0]}" if reasons else ""
     raise AdaptationError(
-        f"none of the {content['states']['failed']} trials that ended could be completed.{because} "
-        f"All reasons are in {plan.config.out / 'study.json'}. Mend the configuration or narrow the "
+        f"none of the {states['failed'] + states['pruned']} trials that ended could be completed: "
+        f"{states['failed']} failed, {states['pruned']} were stopped early.{because} All reasons are in {plan.config.out / 'study.json'}. Mend the configuration or narrow the "
         "space, and begin another study with --study."
     )
 

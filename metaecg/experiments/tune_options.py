@@ -47,6 +47,11 @@ def make_parser(description: str):
         action="store_true",
         help="only take a study up: an error if there is none (without it, one is begun)",
     )
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="replace the trials that run on other machines and in other containers: those are gone",
+    )
     return parser
 
 

@@ -1,5 +1,7 @@
 """What a study leaves behind: best.yaml, split.json, study.json, a table, and its MLflow run."""
 
+import socket
+import sys
 import textwrap
 import warnings
 from collections import Counter
@@ -11,18 +13,26 @@ from typing import Any
 from metaecg.data.splits import Split, write_manifest
 from metaecg.experiments.provenance import git_commit, versions, write_json, write_text
 from metaecg.experiments.tracking import make_tracker
+from metaecg.experiments.tracking_facts import datasets_of, recipe_tags
 from metaecg.experiments.tune_options import Plan
-from metaecg.experiments.tune_storage import shown
+from metaecg.experiments.tune_recipe import Development
+from metaecg.experiments.tune_storage import GRACE_S, describe_worker, shown
 from metaecg.experiments.tune_study import (
+    COMMIT,
     DECIDES,
     DEFAULTS,
     REASON,
     RUN,
+    STORE,
+    WORKER,
     best_trials,
     finished,
     is_lost,
     reason_of,
+    running,
+    taken,
 )
+from metaecg.models.registry_uri import without_password
 
 SCHEMA = 1
 FILES = ("best.yaml", "split.json", "study.json")
@@ -72,6 +82,7 @@ def describe(plan: Plan, study) -> dict[str, Any]:
         "decides": study.user_attrs.get(DECIDES),
         "mlflow_run_id": study.user_attrs.get(RUN),
         "git_commit": git_commit(),
+        "git_commits": _commits(study),
         "versions": {**versions(), "optuna": metadata.version("optuna")},
         "trials": [_trial(trial) for trial in study.get_trials(deepcopy=False)],
     }
@@ -109,9 +120,12 @@ def table(plan: Plan, study) -> str:
         f"study {study.study_name!r}: "
         + ", ".join(f"{n} {state}" for state, n in counted.items() if n)
         + (" - demo data" if "demo" in (plan.config.databases or ()) else ""),
-        f"mean over the meta-validation subjects by protocol deploy; {_of(best, names)}:",
-        "  ".join(["trial", *(f"{name:>13s}" for name in names), f"{'seconds':>7s}", "method"]),
     ]
+    if best:
+        lines += [
+            f"mean over the meta-validation subjects by protocol deploy; {_of(best, names)}:",
+            "  ".join(["trial", *(f"{name:>13s}" for name in names), f"{'seconds':>7s}", "method"]),
+        ]
     for trial in best[:N_SHOWN]:
         cells = [f"{trial.number:5d}", *(_number(value).rjust(13) for value in trial.values)]
         cells.append(f"{trial.duration.total_seconds():7.1f}")
@@ -128,7 +142,7 @@ def table(plan: Plan, study) -> str:
         lines.append(f"mattered most ({note}): {shares}")
     else:
         lines.append(f"what mattered can't be said: {note}")
-    return "\n".join([*lines, *_failures(study)])
+    return "\n".join([*lines, *_failures(study), *_mixed(study), *_running(plan, study)])
 
 
 def _of(best, names) -> str:
@@ -141,6 +155,35 @@ def _failures(study) -> list[str]:
     failed = [t for t in finished(study) if t.state.name == "FAIL"]
     reasons = Counter(reason_of(trial)[:160] for trial in failed)
     return [f"failed ({n}): {reason}" for reason, n in reasons.most_common(3)]
+
+
+def _mixed(study) -> list[str]:
+    commits = _commits(study)
+    if len(commits) < 2:
+        return []
+    shares = ", ".join(f"{n} of {commit}" for commit, n in commits.items())
+    return [f"trials of several commits are mixed ({shares}): their values may not be comparable"]
+
+
+def _commits(study) -> dict[str, int]:
+    """Count the trials of each commit; "unknown" are those of no checkout, or of an old version."""
+    return dict(Counter(trial.user_attrs.get(COMMIT) or "unknown" for trial in taken(study)))
+
+
+def _running(plan: Plan, study) -> list[str]:
+    """Say which trials run in other processes: this command's have all ended."""
+    found = [trial.user_attrs.get(WORKER) for trial in running(study)]
+    if not found:
+        return []
+    who = ", ".join(sorted({describe_worker(name) if name else "not known" for name in found}))
+    if plan.config.storage_url.startswith("journal:"):
+        what = "the same command with --take-over replaces them"
+    else:
+        what = f"{GRACE_S} s after they were heard of last the same command replaces them"
+    return [
+        f"still running elsewhere: {len(found)} ({who}). The command that ends last has all trials in "
+        f"its files. If their processes are gone, {what}."
+    ]
 
 
 def _states(study) -> dict[str, int]:
@@ -166,6 +209,7 @@ def _trial(trial) -> dict[str, Any]:
         "subject_auc": trial.user_attrs.get("subject_auc"),
         "is_default": bool(trial.user_attrs.get(DEFAULTS)),
         "reason": trial.user_attrs.get(REASON),
+        "git_commit": trial.user_attrs.get(COMMIT),
         "started": _time(start),
         "seconds": (end - start).total_seconds() if start and end else None,
     }
@@ -199,7 +243,7 @@ def _number(value: object) -> str:
 # --- MLflow --------------------------------------------------------------------------------------
 
 
-def start_tracking(plan: Plan, study, data_sha256: str):
+def start_tracking(plan: Plan, study, development: Development, *, commit: str | None):
     """Open a run for this command: the study's, or a child of it if the study has one."""
     settings = plan.config.tracking
     parent = study.user_attrs.get(RUN) if settings.enabled else None
@@ -211,17 +255,44 @@ def start_tracking(plan: Plan, study, data_sha256: str):
         name=f"{plan.config.study} taken up" if parent else plan.config.study,
         parent_run_id=parent,
         tags={
-            "study": plan.config.study,
+            **recipe_tags("tune", commit=commit, seeds=[plan.config.seed]),
             "recipe": plan.recipe.name,
-            "git_commit": git_commit(),
-            "data_manifest_sha256": data_sha256,
+            "protocol": plan.shared.protocol,
+            "data": "demo data" if "demo" in development.databases else "recordings",
+            "data_manifest_sha256": development.manifest_sha256,
+            "study": plan.config.study,
             "seed": plan.config.seed,
         },
     )
     tracker.params(plan.config.model_dump(mode="json", exclude={"space"}))
-    if settings.enabled and parent is None:
+    tracker.datasets(datasets_of(development))
+    if tracker.uri is None:
+        return tracker
+    if parent is None:
+        study.set_user_attr(STORE, _store(plan, tracker.uri))
         study.set_user_attr(RUN, tracker.run_id)
+    else:
+        _warn_of_store(study, _store(plan, tracker.uri))
     return tracker
+
+
+def _store(plan: Plan, uri: str) -> str:
+    """Name a store without its password; a file of one machine is none of another's."""
+    is_shared = plan.config.storage_url.startswith("postgresql")
+    is_file = uri.startswith(("sqlite:", "file:")) or "://" not in uri
+    place = f" on {socket.gethostname()}" if is_shared and is_file else ""
+    return without_password(uri) + place
+
+
+def _warn_of_store(study, ours: str) -> None:
+    """Say so if the study's run lies in another store than the runs of this command will."""
+    theirs = study.user_attrs.get(STORE)  # older versions don't say
+    if theirs not in (None, ours):
+        print(
+            f"warning: the study's MLflow run is in {theirs}, the runs of this command go to {ours}, "
+            "where it is not. Set MLFLOW_TRACKING_URI or tracking.uri to one store for all.",
+            file=sys.stderr,
+        )
 
 
 def record_outputs(tracker, plan: Plan, content: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from metaecg.errors import ConfigError, MissingDependencyError
+from metaecg.errors import ConfigError, DataError, MissingDependencyError
 
 HEARTBEAT_S, GRACE_S = 15, 90
 """How often a running trial of a database says that it is alive, and after how long a silence it
@@ -22,9 +22,16 @@ RACES = ("already exists", "unique", "duplicate", "locked")
 the database say so, in small or in capital letters."""
 
 
+class StorageAwayError(DataError):
+    """The storage of a study hasn't answered for longer than one waits for it."""
+
+
 @contextmanager
 def opened_storage(url: str) -> Iterator[Any]:
     """Open the optuna storage that a `url` names, and close its connections at the end.
+
+    Once it is open, a call that fails is tried again for a minute (`tune_patience`); then it
+    raises StorageAwayError.
 
     Parameters
     ----------
@@ -55,7 +62,8 @@ def _open(url: str):
             return _journal(Path(rest))
         if kind == "sqlite":
             return _sqlite(url)
-        return _with_attempts(lambda: _database(_with_driver(url), {"pool_pre_ping": True}))
+        options = {"pool_pre_ping": True}
+        return _with_attempts(lambda: _database(_with_driver(url), options, shown(url)))
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"storage is {shown(url)}, whose driver {error.name!r} is not installed; type "
@@ -65,7 +73,7 @@ def _open(url: str):
         raise
     except Exception as error:  # whatever a driver, a database or a file system raises
         raise ConfigError(
-            f"storage is {shown(url)}, which can't be opened: {_first_line(error)}. Expected a place "
+            f"storage is {shown(url)}, which can't be opened: {first_line(error)}. Expected a place "
             "that can be reached and written to; check the address, or name another with --storage."
         ) from error
 
@@ -85,24 +93,50 @@ def shown(url: str) -> str:
 
 def worker_name() -> str:
     """Return who runs a trial: this machine and this process, as long as it lives."""
-    import psutil
+    return f"{_machine()}|{os.getpid()}|{_began(os.getpid())}"
 
-    started = psutil.Process().create_time()
-    return f"{_machine()}|{os.getpid()}|{started:.2f}"
+
+def describe_worker(worker: str) -> str:
+    """Return a worker's name in words."""
+    machine, _, process = worker.partition("|")
+    return f"process {process.partition('|')[0]} on {machine.partition(' ')[0]}"
+
+
+def is_here(worker: str) -> bool:
+    """Whether a worker runs, or ran, where its process can be looked up from here."""
+    return worker.partition("|")[0] == _machine()
+
+
+def was_restarted(worker: str) -> bool:
+    """Whether a machine of this one's name has been started anew since that worker ran on it."""
+    theirs, ours = worker.partition("|")[0].split(" "), _machine().split(" ")
+    return theirs[0] == ours[0] and theirs[1:2] != ours[1:2]
 
 
 def is_dead(worker: str) -> bool:
     """Whether a process of this machine has ended; of another machine's that can't be told."""
     import psutil
 
-    machine, _, process = worker.partition("|")
-    if machine != _machine():
-        return False
-    number, _, started = process.partition("|")
+    number, _, began = worker.partition("|")[2].partition("|")
     try:
-        return abs(psutil.Process(int(number)).create_time() - float(started)) > 1
-    except (psutil.NoSuchProcess, ValueError):
+        return is_here(worker) and abs(_began(int(number)) - float(began)) > 1
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError, ValueError):
         return True
+
+
+def _began(number: int) -> float:
+    """Return when a process began; of its number, one process alone began then.
+
+    On Linux in ticks since the machine was started: psutil's time moves when the clock is set.
+    """
+    import psutil
+
+    process = psutil.Process(number)
+    if process.status() == psutil.STATUS_ZOMBIE:  # killed, and nobody has asked how it ended
+        raise psutil.ZombieProcess(number)
+    if not psutil.LINUX:
+        return round(process.create_time(), 2)
+    return float(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def _machine() -> str:
@@ -122,12 +156,13 @@ def _machine() -> str:
 def _journal(path: Path):
     from filelock import FileLock
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+
+    from metaecg.experiments.tune_patience import PatientJournal
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # A lock that ends with its process; optuna's own ones outlive it for half a minute.
     lock = FileLock(f"{path}.lock")
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    return JournalStorage(PatientJournal(path, lock=lock, shown=shown(f"journal:{path}")))
 
 
 def _sqlite(url: str):
@@ -138,7 +173,7 @@ def _sqlite(url: str):
 
     def build():
         _let_readers_go_on(path)
-        return _database(url, options)
+        return _database(url, options, shown(url))
 
     return _with_attempts(build)
 
@@ -151,17 +186,20 @@ def _let_readers_go_on(path: Path) -> None:
             connection.execute("PRAGMA journal_mode=WAL")
 
 
-def _database(url: str, options: dict):
+def _database(url: str, options: dict, name: str):
     from optuna.exceptions import ExperimentalWarning
     from optuna.storages import RDBStorage
+
+    from metaecg.experiments.tune_patience import be_patient
 
     with warnings.catch_warnings():
         # The heartbeat is called experimental since 2021; without it a dead machine's trial
         # would run for ever.
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return RDBStorage(
+        database = RDBStorage(
             url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S
         )
+    return be_patient(database, name)
 
 
 def _with_driver(url: str) -> str:
@@ -187,5 +225,6 @@ def _with_attempts(build):
     raise AssertionError("unreachable")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:300]

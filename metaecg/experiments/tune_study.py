@@ -1,19 +1,22 @@
 """Begin a study or join it, and know which of its trials count."""
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from metaecg.data.splits import Split
 from metaecg.errors import ConfigError
 from metaecg.experiments.tune_options import Plan, leaves
-from metaecg.experiments.tune_storage import is_dead, shown
+from metaecg.experiments.tune_storage import GRACE_S, is_dead, is_here, shown, was_restarted
 
-DECIDES, SPLIT, RUN = "decides", "split", "mlflow_run_id"
-"""Attributes of a study: what decides its values, who is held out, its MLflow run."""
-WORKER, REASON, LOST, DEFAULTS = "worker", "reason", "lost", "defaults"
+DECIDES, SPLIT, RUN, STORE = "decides", "split", "mlflow_run_id", "mlflow_store"
+"""Attributes of a study: what decides its values, who is held out, its MLflow run and the store
+that has it."""
+WORKER, REASON, LOST, DEFAULTS, COMMIT = "worker", "reason", "lost", "defaults", "git_commit"
 """Attributes of a trial: who runs it, why it failed, whether that was none of its own fault, whether
-it is the recipe as it is configured."""
+it is the recipe as it is configured, of which commit the code is."""
 DIRECTIONS = {"auc": "maximize", "f1": "maximize"} | {
     "adapt_seconds": "minimize", "adapter_bytes": "minimize"
 }  # fmt: skip
@@ -37,10 +40,13 @@ def find_study(storage, name: str):
 def begin_study(storage, plan: Plan, *, decides: Mapping[str, Any], split: Split):
     """Return a new study, or the one that another process has begun meanwhile.
 
+    The other one's may have other settings and hold out others: see `check_same` and `split_of`. A
+    study whose process ended before it was whole is made whole.
+
     Raises
     ------
     ConfigError
-        There is one of that name with other settings.
+        There is such a half-begun study, with other objectives.
     """
     import optuna
 
@@ -51,13 +57,24 @@ def begin_study(storage, plan: Plan, *, decides: Mapping[str, Any], split: Split
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
         if _settled(study) is not None or _is_begun(study):
-            check_same(study, plan, decides)
             return study
+        _check_directions(study, plan, directions)
     study.set_user_attr(SPLIT, _split_to_dict(split))
-    if plan.config.start_with_defaults:
+    if plan.config.start_with_defaults and not _defaults_of(study):
         _enqueue(study, plan)
     study.set_user_attr(DECIDES, dict(decides))  # the last: with it the study is whole
     return study
+
+
+def _check_directions(study, plan: Plan, directions: Sequence[str]) -> None:
+    """Refuse a half-begun study that can't become this one: its directions stand."""
+    found = [direction.name.lower() for direction in study.directions]
+    if found != directions:
+        raise ConfigError(
+            f"study {study.study_name!r} in {shown(plan.config.storage_url)} was begun, but not to its "
+            f"end, to {' and '.join(found)}; objective {plan.config.objective} is to "
+            f"{' and '.join(directions)}. Name another study with --study."
+        )
 
 
 def check_same(
@@ -162,33 +179,69 @@ def finished(study) -> list:
     return [trial for trial in taken(study) if trial.state.is_finished()]
 
 
-def fail_dead(study, storage) -> int:
-    """Mark the running trials whose process on this machine has ended as failed; count them."""
+def running(study) -> list:
+    """Return the trials that are running, as far as the storage knows."""
+    from optuna.trial import TrialState
+
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def fail_dead(study, storage, *, take_over: bool = False) -> None:
+    """Mark the running trials of processes that are gone as failed, so that others replace them.
+
+    A process of this machine is looked up. Of another machine's a database knows when it was heard
+    of last; of a journal's nothing is known, and only `take_over` counts it as gone.
+    """
+    import optuna
+
+    is_journal = isinstance(storage, optuna.storages.JournalStorage)
+    for trial in running(study):
+        reason = _why_dead(trial, is_journal=is_journal, take_over=take_over)
+        if reason:
+            _fail(study, storage, trial, reason)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # Optuna does so itself before a trial, which the last ones of a study have none behind them.
+        optuna.storages.fail_stale_trials(study)
+
+
+def _why_dead(trial, *, is_journal: bool, take_over: bool) -> str | None:
+    """Return why a running trial can't end any more; None if it may."""
+    worker = trial.user_attrs.get(WORKER)
+    if worker is None:  # begun a moment ago, or by a process that died before it said who it is
+        age = datetime.now() - trial.datetime_start
+        return "its process fell silent" if age.total_seconds() > GRACE_S else None
+    if is_dead(worker):
+        return "its process was killed, perhaps for want of memory"
+    if is_journal and was_restarted(worker):  # one machine's alone: names of several may be equal
+        return "its machine was started anew"
+    if take_over and not is_here(worker):
+        return "it was given up with --take-over"
+    return None
+
+
+def _fail(study, storage, trial, reason: str) -> None:
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
-    n_failed = 0
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker = trial.user_attrs.get(WORKER)
-        if worker is None or not is_dead(worker):
-            continue
-        try:
-            storage.set_trial_user_attr(trial._trial_id, LOST, True)
-            storage.set_trial_user_attr(
-                trial._trial_id, REASON, "its process was killed, perhaps for want of memory"
-            )
-        except UpdateFinishedTrialError:  # another process was faster
-            continue
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        n_failed += 1
-    return n_failed
+    try:
+        storage.set_trial_user_attr(trial._trial_id, LOST, True)
+        storage.set_trial_user_attr(trial._trial_id, REASON, reason)
+    except UpdateFinishedTrialError:  # another process was faster
+        return
+    study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def replace_defaults(study, plan: Plan) -> None:
     """Let the recipe as it is configured be the next trial, if that trial was lost."""
-    tried = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get(DEFAULTS)]
+    tried = _defaults_of(study)
     if tried and all(is_lost(trial) for trial in tried):
         _enqueue(study, plan)
+
+
+def _defaults_of(study) -> list:
+    """Return the trials of the recipe as it is configured."""
+    return [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get(DEFAULTS)]
 
 
 def _enqueue(study, plan: Plan) -> None:

@@ -3,17 +3,18 @@
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from metaecg.errors import AdaptationError
 from metaecg.experiments.tracking import make_tracker
+from metaecg.experiments.tracking_facts import recipe_tags
 from metaecg.experiments.tune_config import TuneConfig
 from metaecg.experiments.tune_options import Plan
 from metaecg.experiments.tune_recipe import Development, Fold, Score
-from metaecg.experiments.tune_storage import worker_name
-from metaecg.experiments.tune_study import LOST, REASON, WORKER
+from metaecg.experiments.tune_storage import StorageAwayError, worker_name
+from metaecg.experiments.tune_study import COMMIT, LOST, REASON, WORKER
 from metaecg.seeding import derive_seed
 
 LOOKS = (0.125, 0.25, 0.5)
@@ -39,24 +40,32 @@ class Workplace:
     folds: Sequence[Fold]
     run_id: str | None
     """MLflow's id of the study's run, of which the trials' runs are children."""
+    commit: str | None
+    """Of the code that runs."""
     _worker: str = field(default_factory=worker_name)
 
     def objective(self, trial) -> float | tuple[float, ...]:
         """Return what a trial of optuna is worth; a failure leaves its reason with the trial."""
         from optuna import TrialPruned
+        from optuna.exceptions import UpdateFinishedTrialError
 
+        # The trial was declared dead, or its storage is away: nothing can be noted with it.
+        unnotable = (UpdateFinishedTrialError, StorageAwayError)
         trial.set_user_attr(WORKER, self._worker)
-        with _recorded(self.plan.config, trial, self.run_id) as record:
+        trial.set_user_attr(COMMIT, self.commit)
+        with _recorded(self, trial) as record:
             try:
                 return self._worth(trial, record)
-            except TrialPruned:
+            except (TrialPruned, *unnotable):
                 raise
             except KeyboardInterrupt:
-                trial.set_user_attr(LOST, True)
-                trial.set_user_attr(REASON, "interrupted")
+                with suppress(*unnotable):
+                    trial.set_user_attr(LOST, True)
+                    trial.set_user_attr(REASON, "interrupted")
                 raise
             except Exception as error:  # a bad combination, no memory: the study goes on
-                trial.set_user_attr(REASON, _in_words(error))
+                with suppress(*unnotable):
+                    trial.set_user_attr(REASON, _in_words(error))
                 raise
 
     def _worth(self, trial, record: "Record") -> float | tuple[float, ...]:
@@ -185,10 +194,11 @@ class Record:
 
 
 @contextmanager
-def _recorded(config: TuneConfig, trial, run_id: str | None) -> Iterator[Record]:
+def _recorded(place: Workplace, trial) -> Iterator[Record]:
     """Open the trial's run, and close it with what became of the trial."""
     from optuna import TrialPruned
 
+    config = place.plan.config
     settings = config.tracking
     tracker = make_tracker(
         enabled=settings.enabled,
@@ -196,8 +206,15 @@ def _recorded(config: TuneConfig, trial, run_id: str | None) -> Iterator[Record]
         experiment=settings.experiment,
         out=config.out,
         name=f"{config.study}-trial-{trial.number}",
-        parent_run_id=run_id,
-        tags={"study": config.study, "trial": trial.number, "seed": config.seed},
+        parent_run_id=place.run_id,
+        tags={
+            **recipe_tags(place.plan.recipe.name, commit=place.commit, seeds=[config.seed]),
+            "protocol": place.plan.shared.protocol,
+            "data_manifest_sha256": place.development.manifest_sha256,
+            "study": config.study,
+            "trial": trial.number,
+            "seed": config.seed,
+        },
     )
     state, status, reason = "failed", "FAILED", None
     try:

@@ -5,12 +5,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from metaecg.data.splits import Split
 from metaecg.errors import AdaptationError
 from metaecg.experiments.tune_options import Plan
-from metaecg.experiments.tune_storage import opened_storage
+from metaecg.experiments.tune_storage import StorageAwayError, opened_storage
 from metaecg.experiments.tune_study import (
     WORKER,
     check_same,
@@ -36,6 +37,7 @@ class Task:
     split: Split
     decides: dict
     run_id: str | None
+    commit: str | None
 
 
 def run_trials(task: Task, study, storage, *, on_finished: Callable[[int], None]) -> None:
@@ -83,7 +85,9 @@ def _work(task: Task, study, storage, *, on_trial: Callable[[], None]) -> None:
     plan = task.plan
     development = plan.recipe.develop(plan.shared, task.split)
     folds = plan.recipe.inner_folds(plan.shared, development, plan.config.n_inner_folds)
-    place = Workplace(plan=plan, development=development, folds=folds, run_id=task.run_id)
+    place = Workplace(
+        plan=plan, development=development, folds=folds, run_id=task.run_id, commit=task.commit
+    )
     study.pruner = make_pruner(plan.config)
     # One trial is begun at a time, so that two workers don't both begin the last one. The lock
     # ends with its process.
@@ -104,10 +108,40 @@ def _work(task: Task, study, storage, *, on_trial: Callable[[], None]) -> None:
                 return
             replace_defaults(study, plan)
             study.sampler = make_sampler(plan.config, number=len(study.get_trials(deepcopy=False)))
-            study.optimize(objective, n_trials=1, catch=(Exception,))
+            _run_one(study, storage, objective)
         finally:
             gate.release(force=True)
         on_trial()
+
+
+def _run_one(study, storage, objective: Callable) -> None:
+    """Run one trial; that another process has declared it dead meanwhile doesn't end the study."""
+    seen: dict = {}
+
+    def watched(trial):
+        seen["trial"] = trial
+        try:
+            return objective(trial)
+        except KeyboardInterrupt as error:
+            seen["interrupt"] = error
+            raise
+
+    try:
+        study.optimize(watched, n_trials=1, catch=(Exception,))
+    except Exception:  # optuna could not tell the study how the trial ended
+        if "interrupt" in seen:
+            raise seen["interrupt"] from None
+        if "trial" not in seen:
+            raise
+        state = storage.get_trial(seen["trial"]._trial_id).state
+        if not state.is_finished():
+            raise
+        if state.name == "FAIL":  # else it was told, and only the answer was lost
+            print(
+                f"warning: trial {seen['trial'].number} was declared dead by another process while it "
+                "ran here; it doesn't count, and the study goes on.",
+                file=sys.stderr,
+            )
 
 
 def _is_orphan() -> bool:
@@ -133,7 +167,8 @@ def _run_processes(task: Task, study, storage, n_workers: int, on_finished) -> N
         _watch(processes, pipes, study, storage, on_finished)
     finally:
         _stop(processes)
-        fail_dead(study, storage)
+        with suppress(StorageAwayError):  # it would hide what has happened before
+            fail_dead(study, storage)
         for pipe in pipes:
             pipe.close()
 

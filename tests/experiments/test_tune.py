@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tune_cases import SMALL, run, study_of, values_of
+from tune_cases import SMALL, plan_of, run, study_of, values_of
 
 from metaecg.data.demo import write_demo_database
 from metaecg.data.splits import Split, read_manifest
@@ -103,13 +103,6 @@ def test_the_table_names_the_best_trial_and_what_failed(finished):
     assert "demo data" in text
     best = study_of(finished)["best"]
     assert re.search(rf"^ +{best}  ", text, flags=re.M)
-
-
-def plan_of(folder, **values):
-    """Return the plan of a study in `folder`."""
-    nested = {"budget_windows": 640, "demo": {"n_subjects": 12, "duration_s": 240}}
-    given = {"out": str(folder / "study"), "cache": str(folder / "cache"), "n_inner_folds": 2}
-    return make_plan({**given, "method": ["head", "pretrain+full"], "config": nested, **values})
 
 
 # --- held-out subjects ---------------------------------------------------------------------------
@@ -414,43 +407,3 @@ def test_the_committed_configuration_is_a_study_of_real_recordings(monkeypatch, 
     assert made.config.folds is None
     assert made.shared.folds == 5
     assert set(made.config.hold_out_folds) == {0}
-
-
-# --- MLflow --------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_study_is_an_mlflow_run_and_its_trials_are_children_of_it(tmp_path, monkeypatch):
-    from mlflow.tracking import MlflowClient
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracked = [*SMALL[:-1], "space.network.arguments.width={choices: [16, 18]}"]
-    tracked += ["start_with_defaults=false"]
-    options = ["--pruner", "none", *RANDOM]
-    assert run(tmp_path, *options, "--n-trials", "2", overrides=tracked) == 0
-    assert run(tmp_path, *options, "--n-trials", "4", overrides=tracked) == 0
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("tune")
-    runs = client.search_runs([experiment.experiment_id])
-    study = study_of(tmp_path)
-    (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
-    assert parent.info.run_id == study["mlflow_run_id"]
-    assert {f.path for f in client.list_artifacts(parent.info.run_id)} >= {
-        "best.yaml",
-        "split.json",
-    }
-    children = {r.info.run_name: r for r in runs if r is not parent}
-    assert {r.data.tags["mlflow.parentRunId"] for r in children.values()} == {parent.info.run_id}
-    assert set(children) == {f"study-trial-{i}" for i in range(4)} | {"study taken up"}
-    for trial in study["trials"]:
-        recorded = children[f"study-trial-{trial['number']}"]
-        assert recorded.data.params["method"] == trial["params"]["method"]
-        if trial["state"] == "complete":
-            assert recorded.data.tags["state"] == "complete"
-            assert recorded.data.metrics["auc"] == pytest.approx(trial["values"][0])
-            course = client.get_metric_history(recorded.info.run_id, "validation/auc")
-            assert [point.step for point in course] == [8, 16]
-        else:
-            assert recorded.info.status == "FAILED"
-            assert "width is 18" in recorded.data.tags["reason"]
-    assert {t["state"] for t in study["trials"]} == {"complete", "fail"}

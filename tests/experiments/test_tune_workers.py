@@ -4,9 +4,11 @@ import os
 import re
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import optuna
+import psycopg
 import pytest
 import sqlalchemy
 from tune_cases import (
@@ -233,6 +235,26 @@ def test_a_killed_command_in_postgresql_leaves_no_trial_running(tmp_path, starte
     assert run(tmp_path, *options, overrides=LONGER) == 0
     states = study_of(tmp_path)["states"]
     assert (states["lost"], states["complete"], states["running"]) == (1, 2, 0)
+
+
+@pytest.mark.slow
+def test_a_server_that_lets_nobody_in_for_a_while_ends_no_study(tmp_path, started, postgresql):
+    options = [*RANDOM, "--n-trials", "4", "--workers", "2", "--storage", postgresql]
+    process = started(tmp_path, *options, "--study", "shut", overrides=LONGER)
+    running_process(process, postgresql, "shut")
+    door = postgresql.replace("/postgres?", "/template1?")
+    with psycopg.connect(door, autocommit=True) as connection:
+        connection.execute("ALTER DATABASE postgres WITH ALLOW_CONNECTIONS false")
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'postgres'"
+        )
+        time.sleep(8)
+        connection.execute("ALTER DATABASE postgres WITH ALLOW_CONNECTIONS true")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "doesn't answer" in said
+    states = study_of(tmp_path)["states"]
+    assert (states["complete"], states["failed"], states["running"]) == (4, 0, 0)
 
 
 # --- storages ------------------------------------------------------------------------------------

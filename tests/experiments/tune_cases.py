@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from metaecg.experiments import tune
+from metaecg.experiments.tune_options import make_plan
 
 SMALL = [
     "config.budget_windows=640",
@@ -30,6 +31,13 @@ def arguments(folder: Path, *more: str, out: str = "study", overrides=SMALL) -> 
 def run(folder: Path, *more: str, out: str = "study", overrides=SMALL) -> int:
     """Run the command line in this process; return its exit code."""
     return tune.main(arguments(folder, *more, out=out, overrides=overrides))
+
+
+def plan_of(folder: Path, **values):
+    """Return the plan of a study in `folder`."""
+    nested = {"budget_windows": 640, "demo": {"n_subjects": 12, "duration_s": 240}}
+    given = {"out": str(folder / "study"), "cache": str(folder / "cache"), "n_inner_folds": 2}
+    return make_plan({**given, "method": ["head", "pretrain+full"], "config": nested, **values})
 
 
 def start(folder: Path, *more: str, out: str = "study", overrides=SMALL) -> subprocess.Popen:
