@@ -220,6 +220,17 @@ def _why_dead(trial, *, is_journal: bool, take_over: bool) -> str | None:
     return None
 
 
+def fail_unnamed(study, storage) -> None:
+    """Mark the running trials that nobody has put a name to as failed.
+
+    For who was interrupted while beginning one. Another's that is being begun at this very moment
+    is begun again.
+    """
+    for trial in running(study):
+        if WORKER not in trial.user_attrs:
+            _fail(study, storage, trial, "interrupted")
+
+
 def _fail(study, storage, trial, reason: str) -> None:
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState

@@ -16,6 +16,7 @@ from metaecg.experiments.tune_study import (
     WORKER,
     check_same,
     fail_dead,
+    fail_unnamed,
     find_study,
     finished,
     is_lost,
@@ -128,20 +129,28 @@ def _run_one(study, storage, objective: Callable) -> None:
 
     try:
         study.optimize(watched, n_trials=1, catch=(Exception,))
-    except Exception:  # optuna could not tell the study how the trial ended
-        if "interrupt" in seen:
-            raise seen["interrupt"] from None
-        if "trial" not in seen:
-            raise
-        state = storage.get_trial(seen["trial"]._trial_id).state
-        if not state.is_finished():
-            raise
-        if state.name == "FAIL":  # else it was told, and only the answer was lost
-            print(
-                f"warning: trial {seen['trial'].number} was declared dead by another process while it "
-                "ran here; it doesn't count, and the study goes on.",
-                file=sys.stderr,
-            )
+    except BaseException as error:
+        interrupt = seen.get("interrupt")
+        if "trial" not in seen:  # it may have been begun all the same
+            with suppress(StorageAwayError):
+                fail_unnamed(study, storage)
+        elif interrupt is None and isinstance(error, Exception) and _was_ended(storage, **seen):
+            return
+        if interrupt is not None:
+            raise interrupt from None
+        raise
+
+
+def _was_ended(storage, trial) -> bool:
+    """Whether a trial's end is known to the study although optuna couldn't tell it; say why."""
+    found = storage.get_trial(trial._trial_id)
+    if is_lost(found):  # else it was told, and only the answer was lost
+        print(
+            f"warning: trial {trial.number} was declared dead by another process while it ran here; "
+            "it doesn't count, and the study goes on.",
+            file=sys.stderr,
+        )
+    return found.state.is_finished()
 
 
 def _is_orphan() -> bool:

@@ -189,6 +189,18 @@ def test_ctrl_c_in_a_trial_that_was_declared_dead_is_still_ctrl_c(tmp_path, monk
     assert run(tmp_path, *RANDOM, "--n-trials", "2") == 130
 
 
+def test_ctrl_c_while_a_trial_is_begun_leaves_none_running(tmp_path, monkeypatch):
+    def interrupted(self, plain=optuna.Study.ask):
+        plain(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optuna.Study, "ask", interrupted)
+    assert run(tmp_path, *RANDOM, "--n-trials", "2") == 130
+    study = study_of(tmp_path)
+    assert (study["states"]["lost"], study["states"]["running"]) == (1, 0)
+    assert study["trials"][0]["reason"] == "interrupted"
+
+
 # --- beginning and joining -----------------------------------------------------------------------
 
 
