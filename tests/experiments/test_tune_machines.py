@@ -209,6 +209,7 @@ def test_who_joins_when_all_trials_run_elsewhere_has_nothing_to_do_and_no_error(
     assert run(tmp_path, *RANDOM, "--n-trials", "1") == 0
     said = capsys.readouterr().out
     assert "still running elsewhere: 1" in said
+    assert "90 s after they were heard of last the same command replaces them" in said
     assert "best.yaml" not in said
     assert not (tmp_path / "study" / "best.yaml").exists()
 
