@@ -259,13 +259,16 @@ def _method_tables(methods: Mapping[str, Mapping[str, Any]]) -> list[dict[str, A
 
 
 def _difference_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the paired differences to the run's reference; an interval without 0 is a finding."""
-    reference = results.get("difference_to")
-    rows = {name: row for name, row in results.get("differences", {}).items() if name != reference}
-    if not rows:
-        return []
-    caption = f"Difference to {reference}, paired over subjects"
-    return [_table(caption, "method", rows, DIFFERENCE_GROUPS)]
+    """Return a table of paired differences per reference: the run's, or a row's own (``to``)."""
+    tables: dict[str, dict] = {}
+    for name, row in results.get("differences", {}).items():
+        reference = row.get("to") or results.get("difference_to")
+        if name != reference:
+            tables.setdefault(reference, {})[name] = row
+    return [
+        _table(f"Difference to {to}, paired over subjects", "method", rows, DIFFERENCE_GROUPS)
+        for to, rows in tables.items()
+    ]
 
 
 def _subject_table(method: Mapping[str, Any]) -> dict[str, Any]:

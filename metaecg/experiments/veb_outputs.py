@@ -10,6 +10,7 @@ from metaecg.experiments.tracking import make_tracker
 from metaecg.experiments.tracking_facts import datasets_of, recipe_tags
 from metaecg.experiments.veb_config import VebConfig
 from metaecg.experiments.veb_data import BeatSplit
+from metaecg.experiments.veb_methods import METHODS
 from metaecg.experiments.veb_personal import why_not_eligible
 
 PROTOCOL = "aami"
@@ -39,7 +40,6 @@ def assemble(
         for name, method in methods.items()
         if any(p.method == name for p in predictions)
     }
-    reference = "zero-shot" if "zero-shot" in table else next(iter(table))
     tested = sorted({p.subject_id for p in predictions})
     supported = {name for name, method in methods.items() if method.support != "none"}
     eligible = sorted({p.subject_id for p in predictions if p.method in supported})
@@ -63,11 +63,35 @@ def assemble(
         "splits": [split.split.name for split in splits],
         "held_out_training": held_out,
         "methods": table,
-        "difference_to": reference,
-        "differences": compare_methods(table, reference=reference),
+        "differences": differences(table),
         "harm": {name: harm(figures, table) for name, figures in table.items()},
         "ineligible": _not_eligible(config, methods, test, splits, eligible),
     }
+
+
+def differences(table: dict) -> dict[str, dict]:
+    """Return each method's paired differences (`compare_methods`) on the beats that it is judged on.
+
+    ``to`` names the other side: the base as it is on the same beats, or the first method that is
+    judged on them. That one has no row, nor has a method whose beats no other is judged on.
+    """
+    found = {}
+    for name in table:
+        reference = _reference_of(name, table)
+        if reference != name:
+            pair = {n: table[n] for n in (reference, name)}
+            found[name] = {"to": reference, **compare_methods(pair, reference=reference)[name]}
+    return found
+
+
+def _reference_of(name: str, table: dict) -> str:
+    """Return the row that is judged on the same beats as `name` and changes nothing, or the first."""
+
+    def beats(method: str) -> tuple[str, str]:
+        return METHODS[method].support, METHODS[method].query
+
+    same = [other for other in table if beats(other) == beats(name)]
+    return next((other for other in same if not METHODS[other].is_personal), same[0])
 
 
 def harm(figures: dict, table: dict) -> dict | None:

@@ -360,3 +360,15 @@ def test_paired_differences_stand_in_a_table_of_their_own_without_the_reference(
     assert ">head<" not in table
     assert "-0.012" in table
     assert "-0.030 to +0.004" in table
+
+
+def test_differences_to_several_references_stand_in_a_table_each():
+    """The rows of a run on beats are compared with the base on the beats that they are judged on."""
+    row = {"mean": -0.0123, "ci95": [-0.03, 0.004], "n": 12}
+    references = {"head": "zero-shot", "maml + lora": "active+zero-shot"}
+    differences = {name: {"to": to, "auc": row, "f1": row} for name, to in references.items()}
+    page = render_report(make_results(differences=differences))
+    for name, reference in references.items():
+        table = page[page.index(f"Difference to {reference}, paired over subjects") :]
+        table = table[: table.index("</table>")]
+        assert [other for other in references if f">{other}<" in table] == [name]
