@@ -37,7 +37,8 @@ class BeatPrediction(Prediction):
     n_labels: int = 0
     """Beats that a person labelled for it."""
     n_missed: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Record to annotated beats by class that are no row, where the whole record is the test."""
+    """Record to annotated beats by class that are no row, where the whole record is the test; also of
+    records without any row."""
 
     columns: ClassVar[tuple[str, ...]] = (*Prediction.columns, "letters", "called")
 
@@ -96,7 +97,7 @@ def counts_of(predictions: Sequence[BeatPrediction], name: str) -> dict[str, dic
     """Return record to the ``tp, fp, fn`` of one class; missed beats count as not found."""
     found = {}
     for p in predictions:
-        for record_id in dict.fromkeys(p.record_ids.tolist()):
+        for record_id in dict.fromkeys([*p.record_ids.tolist(), *p.n_missed]):
             mine = p.record_ids == record_id
             counts = aami_counts(p.letters[mine], p.called[mine])[name]
             missed = p.n_missed.get(record_id, {}).get(name, 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metaecg.data.beats import BeatSet, prepare_beats
+from metaecg.data.beats import BeatRecordInfo, BeatSet, prepare_beats
 from metaecg.data.datasets import Dataset
 from metaecg.data.labels import DS1, DS2
 from metaecg.data.preprocessing import Preprocessing
@@ -31,8 +31,17 @@ class BeatSplit:
     def beats_of(self, dataset: Dataset, subject_id: str) -> BeatSet:
         """Return a test subject's beats, of the recordings that count, in the order of time."""
         beats = dataset.of_subject(subject_id)
+        named = [record.record_id for record in self.records_of(dataset, subject_id)]
+        return beats.select(np.isin(beats.record_ids, named))
+
+    def records_of(self, dataset: Dataset, subject_id: str) -> list[BeatRecordInfo]:
+        """Return a test subject's recordings that count, also those without a beat."""
         named = {name for part in self.records.get(subject_id, {}).values() for name in part}
-        return beats.select(np.isin(beats.record_ids, list(named))) if named else beats
+        return [
+            record
+            for record in dataset.records
+            if record.subject_id == subject_id and (not named or record.record_id in named)
+        ]
 
     def parts_of(self, subject_id: str) -> dict[str, tuple[str, ...]]:
         """Return the arguments of `time_order_task` that name recordings; none of one alone."""

@@ -79,8 +79,7 @@ def predict_subject(
     return [
         predict_patient(name, method, base, patient, config, seed=job.seed)
         for name, method in job.methods.items()
-        if len(patient.beats)
-        and {method.support, method.query} - {"none", "own"} <= set(patient.tasks)
+        if {method.support, method.query} - {"none", "own"} <= set(patient.tasks)
     ]
 
 

@@ -62,11 +62,7 @@ def open_patient(
         beats=beats,
         inputs=BeatDetector(base).inputs(beats),
         tasks=tasks,
-        n_missed={
-            r.record_id: r.missed
-            for r in dataset.records
-            if r.record_id in set(beats.record_ids.tolist())
-        },
+        n_missed={r.record_id: r.missed for r in split.records_of(dataset, subject_id)},
     )
 
 

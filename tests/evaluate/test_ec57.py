@@ -84,3 +84,24 @@ def test_predictions_of_beats_come_back_from_disk_with_their_letters(tmp_path):
     assert found.letters.tolist() == ["V", "N", "F"]
     assert found.called.tolist() == ["V", "N", "N"]
     assert (found.is_refused, found.n_missed) == (True, {"own/p": {"V": 1}})
+
+
+def test_a_recording_without_any_row_counts_with_all_that_was_missed_in_it():
+    """The detector found nothing in own/q: half of the V are missed."""
+    p = make("VVNN", "VVNN", n_missed={"own/p": {"V": 0}, "own/q": {"V": 2, "N": 5}})
+    assert counts_of([p], "V")["own/q"] == {"tp": 0, "fp": 0, "fn": 2}
+    figures = method_figures([p], description="")
+    assert figures["veb"]["sensitivity"] == 0.5
+    assert figures["ec57"]["records"]["own/q"]["V"]["fn"] == 2.0
+    assert figures["subjects"]["own/p"]["n_va"] == 4
+
+
+def test_a_subject_without_any_row_has_a_sensitivity_of_zero():
+    predictions = [
+        make("VVNN", "VVNN"),
+        make("", "", subject="own/q", n_missed={"own/q": {"V": 2}}),
+    ]
+    figures = method_figures(predictions, description="")
+    assert figures["veb"]["sensitivity"] == 0.5
+    assert figures["subjects"]["own/q"]["sensitivity"] == 0.0
+    assert figures["subjects"]["own/q"]["auc"] is None
