@@ -22,10 +22,11 @@ from metaecg.adapt.in_time import (
     times_of_support,
 )
 from metaecg.adapt.methods import MOVES_STATISTICS, merged, prepare_network, trained_parameters
-from metaecg.adapt.support import check_enough, class_counts, label_index, windows_for
+from metaecg.adapt.support import check_enough, class_counts, label_index, marked_windows
 from metaecg.adapt.training import OnStep
 from metaecg.errors import AdaptationError, CheckpointError
-from metaecg.models.inference import network_logits, softmax
+from metaecg.models.base_windows import base_logits, windows_for
+from metaecg.models.inference import softmax
 from metaecg.models.rhythm import RhythmChain
 from metaecg.seeding import derive_seed
 
@@ -175,7 +176,8 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         ----------
         windows
             Shape ``(n_windows, n_leads, n_samples)``, millivolts, filtered and at the rate of
-            ``base.preprocessing``.
+            ``base.preprocessing``. For a base for beats the rows of
+            `metaecg.data.beat_input.beat_inputs`.
         labels
             Shape ``(n_windows,)``: class names, or indices into ``base.classes``.
         time_s
@@ -221,20 +223,20 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         -------
         Personalizer
             Itself.
-        """
-        from metaecg.data.windows import windows_from_marks
 
-        found = windows_from_marks(
-            record, marks, self.base.preprocessing, classes=self.base.classes
-        )
+        Raises
+        ------
+        DataError
+            If the base judges beats; otherwise as `fit`.
+        """
+        found = marked_windows(self.base, record, marks)
         names = np.asarray(found.classes)[found.labels]
         return self._fit(found.windows, names, found.time_s, record.subject_id, on_step)
 
     def logits(self, windows: np.ndarray) -> np.ndarray:
         """Return the patient's network's logits, each window by itself; `windows` as in `fit`."""
         check_is_fitted(self, "network_")
-        windows = self.base.preprocessing.normalize_windows(windows_for(self.base, windows))
-        return network_logits(self.network_, windows, n_classes=len(self.base.classes))
+        return base_logits(self.base, self.network_, windows)
 
     def predict_proba(
         self,

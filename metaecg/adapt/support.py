@@ -1,25 +1,31 @@
 """Check the labelled windows of a patient before anything is trained on them."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metaecg.checks import check_windows
 from metaecg.errors import DataError, NotEnoughWindowsError
+from metaecg.models.base_windows import is_for_beats
+
+if TYPE_CHECKING:
+    from metaecg.data.records import Record
+    from metaecg.data.windows import WindowSet
 
 
-def windows_for(base, windows: np.ndarray) -> np.ndarray:
-    """Return `windows` as float32; a shape that `base` doesn't take, or NaN, is a DataError."""
-    windows = check_windows(windows)
-    expected = (base.n_leads, base.preprocessing.n_samples)
-    if windows.shape[1:] != expected:
+def marked_windows(
+    base, record: "Record", marks: Sequence[tuple[float, float, str]]
+) -> "WindowSet":
+    """Return the windows of `record` between the marks; a base for beats is a DataError."""
+    from metaecg.data.windows import windows_from_marks
+
+    if is_for_beats(base):
         raise DataError(
-            f"windows has shape {windows.shape}; expected (n_windows, {expected[0]}, "
-            f"{expected[1]}): the base takes {expected[0]} lead(s) and "
-            f"{base.preprocessing.window_s:g} s at {base.preprocessing.fs_hz:g} Hz. Cut the "
-            "windows with the base's preprocessing."
+            "the base judges beats, and what lies between marks is cut into windows. Cut the beats "
+            "with metaecg.data.beats.cut_beats and call `fit` with their "
+            "metaecg.data.beat_input.beat_inputs."
         )
-    return windows
+    return windows_from_marks(record, marks, base.preprocessing, classes=base.classes)
 
 
 def label_index(labels: Sequence, classes: Sequence[str], *, n_windows: int) -> np.ndarray:

@@ -8,11 +8,10 @@ from scipy.special import expit
 from metaecg.data.beat_input import ROWS, beat_forms, beat_inputs
 from metaecg.data.beats import BeatSet
 from metaecg.errors import CheckpointError
+from metaecg.models.base_windows import CONTEXT, CUTTING, is_for_beats
 from metaecg.models.beat_context import MODES, BeatContext
 from metaecg.models.checkpoints import BaseModel
 
-CONTEXT, CUTTING = "beat_context", "beat_cutting"
-"""Keys of a base's `training` facts: its `BeatContext`, and how its beats are cut."""
 TWO_LEADS = "beat_context_two_leads"
 """Key of the `BeatContext` for beats of two leads; a base without it judges by the first one."""
 
@@ -50,7 +49,7 @@ class BeatDetector:
 
     def __init__(self, base: BaseModel, model=None) -> None:
         facts = base.training
-        if base.n_leads != len(ROWS) or CUTTING not in facts:
+        if base.n_leads != len(ROWS) or not is_for_beats(base):
             raise CheckpointError(
                 f"the base takes {base.n_leads} rows and says nothing of how beats are cut; expected one "
                 "for beats, such as veb-base."

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from metaecg import __version__
-from metaecg.checks import check_option, check_windows, did_you_mean
+from metaecg.checks import check_option, did_you_mean
 from metaecg.data.preprocessing import Preprocessing
-from metaecg.errors import CheckpointError, DataError
+from metaecg.errors import CheckpointError
 from metaecg.models.base_files import (
     CONFIG_NAME,
     FORMAT,
@@ -32,8 +32,9 @@ from metaecg.models.base_files import (
     parse_tensors,
     read_file,
 )
+from metaecg.models.base_windows import base_logits
 from metaecg.models.folders import write_folder
-from metaecg.models.inference import network_logits, softmax
+from metaecg.models.inference import softmax
 from metaecg.models.registry import NETWORKS, build_network
 from metaecg.models.registry_uri import base_from_registry, is_registry_uri
 from metaecg.models.rhythm import RhythmModel
@@ -89,15 +90,15 @@ class BaseModel:
         ----------
         windows
             Shape ``(n_windows, n_leads, n_samples)``, filtered millivolts at the rate and length
-            of `preprocessing`; they are normalised here. No window at all is allowed.
+            of `preprocessing`; they are normalised here. No window at all is allowed. For a base
+            for beats the rows of `metaecg.data.beat_input.beat_inputs`.
 
         Raises
         ------
         DataError
             If the shape is another one or a sample is not finite.
         """
-        windows = self.preprocessing.normalize_windows(self._checked(windows))
-        return network_logits(self.network, windows, n_classes=len(self.classes))
+        return base_logits(self, self.network, windows)
 
     def predict_proba(self, windows: np.ndarray) -> np.ndarray:
         """Return probabilities ``(n_windows, n_classes)`` float64, each row summing to 1.
@@ -138,17 +139,6 @@ class BaseModel:
         weights = to_bytes(tensors)
         config = _json_bytes(self._config(weights))
         write_folder(folder, {WEIGHTS_NAME: weights, CONFIG_NAME: config})
-
-    def _checked(self, windows: np.ndarray) -> np.ndarray:
-        windows = check_windows(windows)
-        expected = (self.n_leads, self.preprocessing.n_samples)
-        if windows.shape[1:] != expected:
-            raise DataError(
-                f"windows has shape {windows.shape}; this base takes (n_windows, {expected[0]}, "
-                f"{expected[1]}): {self.preprocessing.window_s:g} s of {expected[0]} lead(s) at "
-                f"{self.preprocessing.fs_hz:g} Hz. Cut the windows with the base's preprocessing."
-            )
-        return windows
 
     def _deciding_facts(self) -> dict:
         # A base without a rhythm model has no key for it: its fingerprint is that of earlier days.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from metaecg.adapt.support import windows_for
+from metaecg.models.base_windows import windows_for
 from metaecg.serve.mixed import MixedBatch
 from metaecg.serve.mixed_adapters import LoadedAdapter
 

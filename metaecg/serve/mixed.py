@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from metaecg.adapt.support import windows_for
+from metaecg.models.base_windows import windows_for
 from metaecg.serve.mixed_adapters import AdapterReader, LoadedAdapter
 from metaecg.serve.mixed_rows import MisfitError, RowNetwork
 from metaecg.serve.mixed_whole import WholeNetwork

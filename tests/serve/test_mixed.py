@@ -10,6 +10,7 @@ from metaecg.adapt.methods import METHODS
 from metaecg.adapt.personalize import Personalizer
 from metaecg.data.preprocessing import Preprocessing
 from metaecg.errors import DataError
+from metaecg.models.base_windows import is_for_beats
 from metaecg.models.checkpoints import BaseModel, load_base
 from metaecg.models.registry import NETWORKS, build_network
 from metaecg.serve.mixed import MixedBatch
@@ -48,7 +49,10 @@ def make_base(architecture, *, n_samples=100, n_leads=1, normalize="window", **k
 
 def windows_like(base, n, *, seed=0):
     shape = (n, base.n_leads, base.preprocessing.n_samples)
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    windows = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    if is_for_beats(base):  # its last row holds numbers, and nothing behind them
+        windows[:, -1, base.architecture_kwargs["n_numbers"] :] = 0
+    return windows
 
 
 def personal_of(base, method, *, seed, **arguments):
