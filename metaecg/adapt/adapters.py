@@ -51,6 +51,14 @@ def adapter_bytes(network: nn.Module, *, with_statistics: bool = False) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def adapter_digest(network: nn.Module, *, with_statistics: bool = False) -> str:
+    """Return the SHA-256 (hex) of a patient's numbers: `weights_sha256` of the document beside them."""
+    from safetensors.torch import save
+
+    tensors = adapter_tensors(network, with_statistics=with_statistics)
+    return hashlib.sha256(save(tensors)).hexdigest()
+
+
 def put_tensors(
     network: nn.Module, tensors: dict[str, torch.Tensor], *, with_statistics: bool = False
 ) -> None:
@@ -102,8 +110,8 @@ def document_of(personal: "Personalizer") -> dict:
         "method": params["method"],
         "params": {name: to_json(value) for name, value in params.items()},
         "adapted_layers": personal.adapted_layers_,
-        "base_fingerprint": personal.base.fingerprint,
-        "classes": list(personal.base.classes),
+        "base_fingerprint": personal.fitted_base_.fingerprint,
+        "classes": list(personal.fitted_base_.classes),
         "n_support": personal.n_support_,
         "n_trainable": personal.n_trainable_,
         "n_bytes": personal.adapter_bytes_,

@@ -71,8 +71,8 @@ class GuardedPersonalizer(ClassifierMixin, BaseEstimator):
     checks_
         What was measured: ``held_out`` with ``errors`` and ``loss`` of base and personal detector,
         None where a class has one window; ``changed``, a part of the windows so far.
-    personal_
-        The fitted `Personalizer`, refused or not.
+    personal_, fitted_base_
+        The fitted `Personalizer`, refused or not, and its base.
 
     Examples
     --------
@@ -138,6 +138,7 @@ class GuardedPersonalizer(ClassifierMixin, BaseEstimator):
         }
         self.reasons_ = tuple(self._reasons())
         self.refused_ = bool(self.reasons_)
+        self.fitted_base_ = self.personal_.fitted_base_
         self.classes_ = self.personal_.classes_
         if self.refused_:
             warnings.warn(
@@ -156,7 +157,7 @@ class GuardedPersonalizer(ClassifierMixin, BaseEstimator):
     def logits(self, windows: np.ndarray) -> np.ndarray:
         """Return the logits of the patient's network, or the base's where it was refused."""
         check_is_fitted(self, "refused_")
-        return (self.base if self.refused_ else self.personal_).logits(windows)
+        return (self.fitted_base_ if self.refused_ else self.personal_).logits(windows)
 
     def predict_proba(self, windows: np.ndarray) -> np.ndarray:
         """Return the class probabilities, shape ``(n_windows, n_classes)``."""

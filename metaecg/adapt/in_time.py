@@ -1,17 +1,12 @@
 """A patient's detector in time: its windows judged together, by the base's rhythm model."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from metaecg.adapt.support import checked_times
 from metaecg.checks import check_option
 from metaecg.errors import DataError
 from metaecg.models.inference import softmax
-from metaecg.models.rhythm import RhythmChain, RhythmFilter
-
-if TYPE_CHECKING:
-    from metaecg.adapt.personalize import Personalizer
+from metaecg.models.rhythm import RhythmChain
 
 RHYTHMS = ("none", "causal", "offline")
 THRESHOLD = 0.5
@@ -82,61 +77,19 @@ def probabilities_in_time(
 ) -> np.ndarray:
     """Return the posterior probabilities ``(n_windows, 2)`` of logits of the same shape."""
     log_odds = base.rhythm.posterior(
-        _difference(base, logits), time_s, chain=chain, record_ids=record_ids, mode=rhythm
+        logit_difference(base, logits), time_s, chain=chain, record_ids=record_ids, mode=rhythm
     )
-    return _both_classes(base, log_odds)
+    return both_classes(base, log_odds)
 
 
-class PersonalStream:
-    """One patient's windows as they come: each judged by itself and those before it.
-
-    Made by `Personalizer.stream`. The network sees one window at a time, so that its logits may
-    differ in the last digits from those of many windows at once.
-    """
-
-    def __init__(self, personal: "Personalizer", state: dict | None = None) -> None:
-        self._personal = personal
-        self._filter = RhythmFilter(personal.base.rhythm, personal.chain_)
-        if state is not None:
-            found = RhythmFilter.from_dict(state)
-            if (found.model, found.chain) != (self._filter.model, self._filter.chain):
-                raise ValueError(
-                    f"the state belongs to a stream with {found.model} and {found.chain}; this "
-                    f"detector has {self._filter.model} and {self._filter.chain}. Start a new "
-                    "stream, or load the detector that the state came from."
-                )
-            self._filter = found
-
-    def step(
-        self, window: np.ndarray, time_s: float, *, record_id: str | None = None
-    ) -> np.ndarray:
-        """Return the class probabilities of the next window, shape ``(2,)``, float64.
-
-        Parameters
-        ----------
-        window
-            Shape ``(n_leads, n_samples)``, as one of `Personalizer.predict_proba`'s.
-        time_s
-            When it starts, seconds. A time that doesn't move on, or another recording, starts anew.
-        record_id
-            Which recording it is from, if there are several.
-        """
-        base = self._personal.base
-        logits = self._personal.logits(np.asarray(window)[None])
-        log_odds = self._filter.step(_difference(base, logits)[0], time_s, record_id=record_id)
-        return _both_classes(base, np.array([log_odds]))[0]
-
-    def to_dict(self) -> dict:
-        """Return where the stream stands as JSON values, for `Personalizer.stream`."""
-        return self._filter.to_dict()
-
-
-def _difference(base, logits: np.ndarray) -> np.ndarray:
+def logit_difference(base, logits: np.ndarray) -> np.ndarray:
+    """Return the logits of the positive class minus those of the other one, shape ``(n_windows,)``."""
     positive = positive_index(base.classes)
     return logits[:, positive] - logits[:, 1 - positive]
 
 
-def _both_classes(base, log_odds: np.ndarray) -> np.ndarray:
+def both_classes(base, log_odds: np.ndarray) -> np.ndarray:
+    """Return the probabilities ``(n_windows, 2)`` of log odds of the positive class."""
     both = np.zeros((len(log_odds), 2))
     both[:, positive_index(base.classes)] = log_odds
     return softmax(both)

@@ -13,7 +13,6 @@ from metaecg.adapt import adapters, fitting
 from metaecg.adapt.arguments import check_arguments, from_json
 from metaecg.adapt.h_tuning import HTuning
 from metaecg.adapt.in_time import (
-    PersonalStream,
     chain_of_support,
     default_threshold,
     needed_times,
@@ -22,6 +21,7 @@ from metaecg.adapt.in_time import (
     times_of_support,
 )
 from metaecg.adapt.methods import MOVES_STATISTICS, merged, prepare_network, trained_parameters
+from metaecg.adapt.personal_stream import PersonalStream
 from metaecg.adapt.support import check_enough, class_counts, label_index, marked_windows
 from metaecg.adapt.training import OnStep
 from metaecg.errors import AdaptationError, CheckpointError
@@ -101,8 +101,8 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         Names of the layers with a low-rank change.
     chain_
         The patient's `RhythmChain`; None with ``rhythm="none"``.
-    fitted_params_
-        The constructor's arguments as `fit` used them, without the base.
+    fitted_params_, fitted_base_
+        The constructor's arguments as `fit` used them, and the base; `set_params` changes neither.
 
     Examples
     --------
@@ -236,7 +236,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
     def logits(self, windows: np.ndarray) -> np.ndarray:
         """Return the patient's network's logits, each window by itself; `windows` as in `fit`."""
         check_is_fitted(self, "network_")
-        return base_logits(self.base, self.network_, windows)
+        return base_logits(self.fitted_base_, self.network_, windows)
 
     def predict_proba(
         self,
@@ -264,7 +264,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
             return softmax(logits)
         time_s = needed_times(time_s, rhythm=rhythm, n_windows=len(logits))
         return probabilities_in_time(
-            self.base, self.chain_, logits, time_s, record_ids=record_ids, rhythm=rhythm
+            self.fitted_base_, self.chain_, logits, time_s, record_ids=record_ids, rhythm=rhythm
         )
 
     def predict(
@@ -388,7 +388,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         self, network: torch.nn.Module, n_support: dict[str, int], chain: RhythmChain | None
     ) -> None:
         self.fitted_params_ = self.get_params(deep=False)
-        del self.fitted_params_["base"]
+        self.fitted_base_ = self.fitted_params_.pop("base")
         self.classes_ = np.asarray(self.base.classes)
         self.n_support_ = dict(n_support)
         self.chain_ = chain

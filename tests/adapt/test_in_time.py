@@ -212,3 +212,56 @@ def test_the_times_are_needed_to_fit_and_to_predict(fitted, timed_base, support,
 
 def test_no_window_gives_no_row(fitted, later):
     assert fitted["offline"].predict_proba(later[0][:0], time_s=[]).shape == (0, 2)
+
+
+def test_an_open_stream_stays_with_its_patient_when_the_personalizer_is_fitted_again(
+    timed_base, support, later
+):
+    def fitted_to(labels):
+        return personal.fit(support[0], labels, time_s=support[2])
+
+    personal = Personalizer(timed_base, method="full", n_steps=5, rhythm="causal")
+    expected = fitted_to(support[1]).stream().step(later[0][0], 0.0)
+    stream = personal.stream()
+    fitted_to(1 - support[1])
+    assert abs(personal.stream().step(later[0][0], 0.0) - expected).max() > 1e-3
+    assert (stream.step(later[0][0], 0.0) == expected).all()
+
+
+def test_the_state_of_a_patient_with_the_same_counts_is_refused(timed_base, support):
+    """Times and labels of both supports are the same, and so are their chains; windows aren't."""
+    mine, other = (
+        Personalizer(timed_base, method="head", n_steps=2, rhythm="causal").fit(
+            windows, support[1], time_s=support[2]
+        )
+        for windows in (support[0], support[0][:, :, ::-1])
+    )
+    assert mine.chain_ == other.chain_
+    with pytest.raises(ValueError, match="the state belongs to a stream with.*adapter"):
+        mine.stream(other.stream().to_dict())
+
+
+def test_the_state_of_a_stream_on_another_base_is_refused(timed_base, make_base, support):
+    mine, other = (
+        Personalizer(base, method="head", n_steps=0, rhythm="causal").fit(
+            support[0], support[1], time_s=support[2]
+        )
+        for base in (timed_base, with_rhythm(make_base(width=16, seed=1)))
+    )
+    with pytest.raises(ValueError, match="the state belongs to a stream with the base"):
+        mine.stream(other.stream().to_dict())
+
+
+def test_a_state_goes_on_with_the_detector_that_was_saved_and_loaded(fitted, later, tmp_path):
+    fitted["causal"].save(tmp_path / "p")
+    loaded = Personalizer.load(tmp_path / "p", fitted["causal"].base)
+    stream = fitted["causal"].stream()
+    stream.step(later[0][0], 0.0)
+    again = loaded.stream(json.loads(json.dumps(stream.to_dict())))
+    assert (again.step(later[0][1], 2.0) == stream.step(later[0][1], 2.0)).all()
+
+
+@pytest.mark.parametrize("state", [{}, "a", {"filter": {}, "base": "", "adapter": ""}])
+def test_a_state_that_is_none_is_refused(fitted, state):
+    with pytest.raises(ValueError, match="expected what to_dict returned"):
+        fitted["causal"].stream(state)
