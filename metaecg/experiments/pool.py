@@ -21,7 +21,7 @@ _is_terminated = False
 
 
 class Stopped(Exception):
-    """Raised inside a worker whose run was interrupted."""
+    """Raised inside a worker whose run was interrupted, or that was told to end (SIGTERM)."""
 
 
 def run_all(
@@ -62,7 +62,8 @@ def run_all(
     try:
         futures = {pool.submit(_in_worker, work, job): job for job in jobs}
         _collect(futures, queue, on_progress, on_done)
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, Stopped) as error:  # SIGKILL, or SIGTERM to one of them alone
+        stop.set()
         raise AdaptationError(
             "a worker process was killed from outside, most likely for want of memory. Finished "
             "parts are kept: run the same command again, with --workers 1."

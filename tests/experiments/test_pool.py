@@ -1,6 +1,8 @@
 """Jobs in processes: results, progress and errors come back; a stop ends the others."""
 
 import os
+import signal
+import time
 
 import pytest
 
@@ -20,6 +22,15 @@ def fail(job: int, report) -> None:
 
 def die(job: int, report) -> None:
     os._exit(9)
+
+
+def be_terminated(job: int, report) -> None:
+    """The first job's process gets a SIGTERM; the other job goes on until it is told to stop."""
+    if job == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        report(1)
+        time.sleep(0.01)
 
 
 def collect(jobs, work, n_workers):
@@ -50,3 +61,8 @@ def test_an_error_of_a_job_comes_back_with_its_facts(n_workers):
 def test_a_process_that_is_killed_is_told_with_what_to_do():
     with pytest.raises(AdaptationError, match="killed from outside.*--workers 1"):
         collect([1, 2], die, 2)
+
+
+def test_one_process_that_is_terminated_while_it_works_ends_the_run_with_what_to_do():
+    with pytest.raises(AdaptationError, match="killed from outside.*--workers 1"):
+        collect([0, 1], be_terminated, 2)
