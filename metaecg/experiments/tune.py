@@ -70,6 +70,11 @@ def run(plan: Plan, *, must_exist: bool = False, take_over: bool = False) -> str
     AdaptationError
         No trial was completed, or every worker was killed.
     """
+    from metaecg.experiments.tracking import warm_up
+
+    settings = plan.config.tracking  # first of all: trials begin when the store has answered
+    warm_up(enabled=settings.enabled, uri=settings.uri, out=plan.config.out)
+
     from metaecg.experiments.tune_storage import opened_storage
     from metaecg.experiments.tune_workers import quiet_optuna
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metaecg.errors import ConfigError, DataError, MissingDependencyError
+from metaecg.models.registry_uri import without_password
 
 HEARTBEAT_S, GRACE_S = 15, 90
 """How often a running trial of a database says that it is alive, and after how long a silence it
@@ -79,16 +80,8 @@ def _open(url: str):
 
 
 def shown(url: str) -> str:
-    """Return a storage's address without its password."""
-    if not url.startswith("postgresql"):
-        return repr(url)
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return repr(make_url(url).render_as_string(hide_password=True))
-    except (ArgumentError, ValueError):
-        return "'postgresql:...'"
+    """Return a storage's address without its user and password."""
+    return repr(without_password(url))
 
 
 def worker_name() -> str:

@@ -265,9 +265,9 @@ def test_a_server_that_lets_nobody_in_for_a_while_ends_no_study(tmp_path, starte
     [
         (
             "postgresql://me:secret@127.0.0.1:1/db",
-            r"'postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/db'",
+            r"'postgresql://\*\*\*@127.0.0.1:1/db'",
         ),
-        ("postgresql://me:secret@:x/db", "'postgresql:...'"),
+        ("postgresql://me:secret@:x/db", r"'postgresql://\*\*\*@:x/db'"),
         ("sqlite:////proc/none/study.db", "sqlite:////proc/none/study.db"),
         ("journal:/proc/none/study.log", "journal:/proc/none"),
     ],
@@ -276,7 +276,7 @@ def test_a_storage_that_can_not_be_opened_is_one_clear_error(url, message):
     with pytest.raises(ConfigError, match="which can't be opened") as caught, opened_storage(url):
         pass
     said = str(caught.value)
-    assert re.search(message.replace(r"\+psycopg", r"(\+psycopg)?"), said)
+    assert re.search(message, said)
     assert "secret" not in said
     assert "name another with --storage" in said
 
@@ -299,7 +299,9 @@ def test_an_sqlite_file_lets_readers_go_on_while_one_writes(tmp_path):
 
 
 def test_a_password_is_not_shown():
-    assert shown("postgresql://me:secret@host/db") == "'postgresql://me:***@host/db'"
+    assert shown("postgresql://me:secret@host/db") == "'postgresql://***@host/db'"
+    assert shown("postgresql://me:p@ss@host/db") == "'postgresql://***@host/db'"
+    assert "secret" not in shown("postgresql://host/db?user=me&password=secret")
     assert shown("sqlite:///runs/study.db") == "'sqlite:///runs/study.db'"
 
 
