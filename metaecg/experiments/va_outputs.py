@@ -225,10 +225,11 @@ def _support_starts(config, windows, record_id: str, prediction: Prediction) -> 
 
 def _signal(shown, start_s: float) -> list[float | None]:
     """Lay the windows side by side at a lower rate; what no window covers is None (a gap)."""
-    step = max(1, round(shown.fs_hz / STRIP_FS_HZ))
     signal = np.full(round(STRIP_S * STRIP_FS_HZ), np.nan)
-    for window, at in zip(shown.windows[:, 0, ::step], shown.start_s, strict=True):
+    own_s = np.arange(shown.windows.shape[2]) / shown.fs_hz
+    shown_s = np.arange(round(shown.window_s * STRIP_FS_HZ)) / STRIP_FS_HZ
+    for window, at in zip(shown.windows[:, 0], shown.start_s, strict=True):
         first = round((at - start_s) * STRIP_FS_HZ)
-        n_fit = min(len(window), len(signal) - first)
-        signal[first : first + n_fit] = window[:n_fit]
+        n_fit = min(len(shown_s), len(signal) - first)
+        signal[first : first + n_fit] = np.interp(shown_s, own_s, window)[:n_fit]
     return [None if np.isnan(v) else round(float(v), 4) for v in signal]
