@@ -8,12 +8,18 @@ from metaecg.errors import DataError
 from metaecg.models.inference import network_logits
 
 CONTEXT, CUTTING = "beat_context", "beat_cutting"
-"""Keys of a base's `training` facts: its `BeatContext`, and how its beats are cut."""
+"""Keys of a base's `training` facts: its `BeatContext`, and how its beats are cut. All keys that start
+with ``beat_`` decide what is said of beats, and are part of the base's fingerprint."""
 
 
 def is_for_beats(base) -> bool:
     """Return whether `base` judges beats (rows of `metaecg.data.beat_input`), not windows."""
     return CUTTING in base.training
+
+
+def beat_facts(base) -> dict:
+    """Return what of the `training` facts decides about beats; nothing for a base for windows."""
+    return {key: fact for key, fact in base.training.items() if key.startswith("beat_")}
 
 
 def windows_for(base, windows: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ class BeatDetector:
     Raises
     ------
     CheckpointError
-        `base` is not one for beats.
+        `base` is not one for beats, or `model` belongs to another base.
 
     Examples
     --------
@@ -55,6 +55,7 @@ class BeatDetector:
                 "for beats, such as veb-base."
             )
         self.base, self.model = base, base if model is None else model
+        _check_belongs(self.model, base)
         stored = dict(facts.get(CONTEXT, {}))
         self.mode = stored.pop("mode", "causal")
         self.context = BeatContext.from_dict(stored) if stored else None
@@ -122,6 +123,17 @@ class BeatDetector:
     def predict_proba(self, beats: BeatSet, **options) -> np.ndarray:
         """Return the probability of V, shape ``(n_beats,)``; from 0.5 on it is named."""
         return expit(self.log_odds(beats, **options))
+
+
+def _check_belongs(model, base: BaseModel) -> None:
+    """Refuse a detector on another base: its logits would meet a context learned for others."""
+    own = getattr(model, "fitted_base_", None) or getattr(model, "base", model)
+    fingerprint = getattr(own, "fingerprint", base.fingerprint)
+    if fingerprint != base.fingerprint:
+        raise CheckpointError(
+            f"the model belongs to the base {fingerprint}; this base is {base.fingerprint}, and its "
+            "context was learned for its own logits. Give the base that the model was fitted on."
+        )
 
 
 def lead_logits(model, inputs: Sequence[np.ndarray], classes: tuple[str, ...]) -> np.ndarray:

@@ -32,7 +32,7 @@ from metaecg.models.base_files import (
     parse_tensors,
     read_file,
 )
-from metaecg.models.base_windows import base_logits
+from metaecg.models.base_windows import base_logits, beat_facts
 from metaecg.models.folders import write_folder
 from metaecg.models.inference import softmax
 from metaecg.models.registry import NETWORKS, build_network
@@ -62,7 +62,8 @@ class BaseModel:
     """Name of each logit, in order."""
     preprocessing: Preprocessing
     training: dict = field(default_factory=dict)
-    """Facts for the record, JSON values only: subject_ids, checksums, recipe."""
+    """Facts for the record, JSON values only: subject_ids, checksums, recipe. For a base for beats
+    also how they are cut and judged (``beat_...``), which is part of the fingerprint."""
     rhythm: RhythmModel | None = None
     """How a window's neighbours count, fitted to held-out subjects of this base's kind; for two
     classes. The base's own logits and probabilities don't use it."""
@@ -112,9 +113,12 @@ class BaseModel:
         """SHA-256 (hex) of all that decides the output.
 
         That is weights, architecture, labels, preprocessing and, if there is one, the rhythm model;
-        the facts in `training` don't count.
+        of the facts in `training` only those on how beats are cut and judged (``beat_...``).
         """
-        facts = json.dumps(self._deciding_facts(), sort_keys=True, separators=(",", ":"))
+        # A base without such facts has no key for them: its fingerprint is that of earlier days.
+        of_beats = beat_facts(self)
+        deciding = {**self._deciding_facts(), **({"training": of_beats} if of_beats else {})}
+        facts = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(facts.encode())
         for name, tensor in sorted(_contiguous(self.network).items()):
             digest.update(f"\x1f{name} {tensor.dtype} {list(tensor.shape)}\x1f".encode())

@@ -1,6 +1,7 @@
 """The base for beats that comes with the package."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 
 from metaecg import load_base
+from metaecg.adapt.guard import GuardedPersonalizer
+from metaecg.adapt.personalize import Personalizer
 from metaecg.data.beat_input import beat_inputs
 from metaecg.data.beats import BeatSet
 from metaecg.data.labels import DS1, DS2
 from metaecg.data.rr import rr_features, rr_names
+from metaecg.errors import CheckpointError
 from metaecg.models.beat_detector import CONTEXT, TWO_LEADS, BeatDetector, v_logits
 from metaecg.models.checkpoints import PUBLISHED, published_names
 
@@ -134,3 +138,44 @@ def test_a_base_for_one_lead_looks_at_the_first(base):
     for_one = {k: v for k, v in base.training.items() if k != TWO_LEADS}
     detector = BeatDetector(replace(base, training=for_one))
     assert np.array_equal(detector.log_odds(both), detector.log_odds(beats))
+
+
+@pytest.mark.parametrize(
+    ("fact", "key", "value"),
+    [
+        ("beat_context", "threshold", 50.0),
+        ("beat_context_two_leads_causal", "neighbour_weight", 0.1),
+        ("beat_cutting", "before_s", 0.9),
+    ],
+)
+def test_what_decides_about_beats_beside_the_network_is_in_the_fingerprint(
+    tmp_path, fact, key, value
+):
+    folder = shutil.copytree(PUBLISHED / "veb-base", tmp_path / "veb")
+    config = json.loads((folder / "base.json").read_text())
+    config["training"][fact][key] = value
+    (folder / "base.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="was changed after it was written"):
+        load_base(folder)
+
+
+def test_other_facts_of_the_training_are_not_in_the_fingerprint(base):
+    told = replace(base, training={**base.training, "recipe": "another"})
+    assert told.fingerprint == base.fingerprint
+
+
+def test_a_base_that_was_saved_comes_back_with_its_fingerprint(base, tmp_path):
+    base.save(tmp_path / "veb")
+    assert load_base(tmp_path / "veb").fingerprint == base.fingerprint
+
+
+def test_a_model_that_belongs_to_another_base_is_refused(base):
+    training = {**base.training, CONTEXT: {**PLAIN, "threshold": 7.0}}
+    other = replace(base, training=training)
+    rows = np.zeros((4, 2, base.preprocessing.n_samples), np.float32)
+    personal = Personalizer(base, method="head", n_steps=0).fit(rows, ["V", "V", "other", "other"])
+    guarded = GuardedPersonalizer(personal).fit(rows, ["V", "V", "other", "other"])
+    for model in (base, personal, guarded):
+        assert BeatDetector(base, model).model is model
+        with pytest.raises(CheckpointError, match=f"{base.fingerprint}.*{other.fingerprint}"):
+            BeatDetector(other, model)
