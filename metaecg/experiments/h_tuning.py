@@ -19,6 +19,7 @@ from metaecg.experiments.cli import as_yaml, progress, run_main
 from metaecg.experiments.ht_config import HTConfig
 from metaecg.experiments.ht_methods import METHODS, choose_methods
 from metaecg.experiments.ht_options import make_parser, resolve
+from metaecg.experiments.out_folder import run_folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,6 +56,11 @@ def run(config: HTConfig) -> dict:
     AdaptationError
         A loss is not finite.
     """
+    with run_folder(config.out, base=None if config.base else "base"):
+        return _run(config)
+
+
+def _run(config: HTConfig) -> dict:
     from metaecg.experiments.tracking import warm_up
 
     settings = config.tracking  # first of all: the next imports take seconds of one core only

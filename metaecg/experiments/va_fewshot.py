@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from metaecg.errors import ConfigError, DataError
 from metaecg.experiments.cli import as_yaml, progress, run_main
 from metaecg.experiments.config import VAConfig
+from metaecg.experiments.out_folder import run_folder
 from metaecg.experiments.va_methods import (
     BASE_ONLY_METHODS,
     METHODS,
@@ -64,6 +65,11 @@ def run(config: VAConfig, *, resume: bool = False) -> dict:
     AdaptationError
         A loss is not finite; the message says where the last good state is.
     """
+    with run_folder(config.out, base="model"):
+        return _run(config, resume=resume)
+
+
+def _run(config: VAConfig, *, resume: bool) -> dict:
     from metaecg.experiments.tracking import warm_up
 
     settings = config.tracking  # first of all: the next imports take seconds of one core only

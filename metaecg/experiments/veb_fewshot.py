@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from metaecg.errors import DataError
 from metaecg.experiments.cli import as_yaml, progress, run_main
+from metaecg.experiments.out_folder import run_folder
 from metaecg.experiments.veb_config import VebConfig
 from metaecg.experiments.veb_methods import METHODS, choose_methods
 from metaecg.experiments.veb_options import make_parser, resolve
@@ -59,6 +60,11 @@ def run(config: VebConfig) -> dict:
     AdaptationError
         A loss is not finite.
     """
+    with run_folder(config.out, base="model"):
+        return _run(config)
+
+
+def _run(config: VebConfig) -> dict:
     from metaecg.experiments.tracking import warm_up
 
     settings = config.tracking  # first of all: the next imports take seconds of one core only
