@@ -156,10 +156,15 @@ def _check_network(config: VAConfig) -> None:
 
 
 def _possible(config: VAConfig, methods: dict) -> dict:
-    """Leave out what a given base without a rhythm model can't do; it is an error where it is named."""
+    """Leave out context where a given base has no rhythm model, or windows have no order in time.
+
+    It is an error where it is named: here without a rhythm model, in `va_options` without an order.
+    """
     from metaecg.models.checkpoints import load_base
 
-    if not config.base or load_base(config.base).rhythm is not None:
+    if not config.base:
+        return methods
+    if config.protocol == "deploy" and load_base(config.base).rhythm is not None:
         return methods
     in_time = [name for name, method in methods.items() if method.context]
     if in_time and config.methods:

@@ -194,7 +194,8 @@ def _semantic_problems(config: VAConfig) -> list[str]:
             "protocol=deploy and a number above 0."
         )
     in_time = [name for name, method in _chosen(config).items() if method.context]
-    if in_time and config.protocol != "deploy" and not config.base:
+    is_asked_for = bool(config.methods) or not config.base  # the others are left out with a base
+    if in_time and config.protocol != "deploy" and is_asked_for:
         problems.append(
             f"methods has {in_time[0]!r}, but under {config.protocol} windows overlap and the support "
             "is drawn from all over the recording: there is no order to count on. Leave it out, or "

@@ -9,8 +9,13 @@ import pytest
 from metaecg import WindowSet, load_base
 from metaecg.evaluate.predictions import load_predictions
 from metaecg.experiments.config import build_config, load_yaml
-from metaecg.experiments.va_fewshot import main, prepare_windows
-from metaecg.experiments.va_methods import METHODS, points_of_curve
+from metaecg.experiments.va_fewshot import _possible, main, prepare_windows
+from metaecg.experiments.va_methods import (
+    BASE_ONLY_METHODS,
+    METHODS,
+    choose_methods,
+    points_of_curve,
+)
 from metaecg.experiments.va_personal import is_on_curve, predict_subject
 
 QUICK = ("--quick", "--workers", "1", "tracking.enabled=false", "budget_windows=4000")
@@ -145,6 +150,19 @@ def test_context_needs_compact_networks_and_an_order_in_time(tmp_path, capsys):
     assert main([*curve, "--out", str(tmp_path / "c"), *QUICK]) == 2
     text = capsys.readouterr().err
     assert "'ensemble+ful'" in text and "a number above 0" in text
+
+
+def test_a_given_base_has_no_order_in_time_to_count_on_either(tmp_path, capsys):
+    published = ("--base", "va-base", "--protocol", "as_published", "--out", str(tmp_path / "a"))
+    assert main([*published, "--methods", "full,full+causal", *QUICK]) == 2
+    assert "there is no order to count on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("protocol", "has_context"), [("deploy", True), ("as_published", False)])
+def test_without_an_order_in_time_unnamed_methods_with_context_are_left_out(protocol, has_context):
+    config = build_config({"base": "va-base", "protocol": protocol, "databases": ["demo"]})
+    found = _possible(config, choose_methods(None, table=BASE_ONLY_METHODS))
+    assert "full" in found and ("full+causal" in found) == has_context
 
 
 def test_a_point_without_shots_has_no_adaptation():
