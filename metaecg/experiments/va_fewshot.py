@@ -194,14 +194,12 @@ def prepare_windows(config: VAConfig, *, only: Collection[str] | None = None):
     With `only`, the recordings of other subjects stay closed, see `metaecg.data.datasets.prepare`.
     """
     from metaecg.data.datasets import prepare
-    from metaecg.data.demo import write_demo_database
+    from metaecg.experiments.demo_data import provide_demo
     from metaecg.experiments.va_bases import model_preprocessing
     from metaecg.models.checkpoints import load_base
 
-    is_ours = config.cache is not None and config.data.parent == config.cache
-    if config.databases == ["demo"] and (is_ours or not (config.data / "demo").is_dir()):
-        config.data.mkdir(parents=True, exist_ok=True)
-        write_demo_database(config.data, **config.demo.model_dump())  # keeps them if they are there
+    databases = config.databases
+    provide_demo(config.demo, data=config.data, databases=databases, cache=config.cache)
     preprocessing = model_preprocessing(config)
     if config.base:
         preprocessing = load_base(config.base).preprocessing

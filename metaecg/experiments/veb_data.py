@@ -53,13 +53,11 @@ class BeatSplit:
 
 def prepare(config: VebConfig, base: BaseModel | None, *, r_peaks: str | None = None) -> Dataset:
     """Return the beats of the configured databases, generating patients if they are asked for."""
-    from metaecg.data.demo import write_demo_database
     from metaecg.experiments.cli import progress
+    from metaecg.experiments.demo_data import provide_demo
 
-    is_ours = config.cache is not None and config.data.parent == config.cache
-    if config.databases == ["demo"] and (is_ours or not (config.data / "demo").is_dir()):
-        config.data.mkdir(parents=True, exist_ok=True)
-        write_demo_database(config.data, **config.demo.model_dump())
+    databases = config.databases
+    provide_demo(config.demo, data=config.data, databases=databases, cache=config.cache)
     cutting = base.training[CUTTING] if base else cutting_of(config)
     with progress("preparing beats") as bar:
         return prepare_beats(
