@@ -19,6 +19,7 @@ from torch import nn
 
 import metaecg
 from metaecg.adapt.arguments import to_json
+from metaecg.adapt.in_time import check_threshold
 from metaecg.adapt.methods import running_statistics, trained_parameters
 from metaecg.errors import CheckpointError
 from metaecg.models.folders import write_folder
@@ -102,8 +103,10 @@ def adapted_layers(network: nn.Module) -> list[str]:
 
 def document_of(personal: "Personalizer") -> dict:
     """Return the JSON values that describe a fitted `Personalizer`."""
-    # What fit used; set_params may have changed it since. The threshold is free to move.
-    params = {**personal.fitted_params_, "threshold": personal.threshold}
+    # What fit used; set_params may have changed it since. The threshold is free to move, and one that
+    # wasn't given stays so.
+    check_threshold(personal.threshold)
+    params = {**personal.fitted_params_, "threshold": personal.given_threshold}
     chain = personal.chain_
     return {
         "metaecg_version": metaecg.__version__,

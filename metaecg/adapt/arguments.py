@@ -8,7 +8,7 @@ import numpy as np
 
 from metaecg.adapt import h_tuning
 from metaecg.adapt.h_tuning import HTuning
-from metaecg.adapt.in_time import check_rhythm
+from metaecg.adapt.in_time import check_rhythm, check_threshold
 from metaecg.adapt.methods import METHODS
 from metaecg.adapt.prefine import PREFINES
 from metaecg.checks import check_option, check_positive
@@ -55,7 +55,7 @@ def check_arguments(arguments: Mapping[str, object]) -> None:
             _check_whole(name, arguments[name], least)
     if arguments["weight_decay"] is not None:
         _check_between("weight_decay", arguments["weight_decay"], 0, sys.float_info.max)
-    _check_between("threshold", arguments["threshold"], 0, 1)
+    check_threshold(arguments["threshold"])
     check_rhythm(arguments["rhythm"], arguments["base"])
     if isinstance(arguments["freeze"], str):
         raise ValueError(

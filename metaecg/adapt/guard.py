@@ -17,8 +17,9 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
+from metaecg.adapt.in_time import named
 from metaecg.adapt.personalize import NAMELESS, Personalizer
-from metaecg.adapt.support import label_index
+from metaecg.adapt.support import label_index, windows_of_each
 from metaecg.checks import check_positive
 from metaecg.errors import PersonalizationRefusedWarning
 from metaecg.models.inference import softmax
@@ -37,7 +38,8 @@ class Guard:
     max_loss_rise
         How much its mean log loss on them may be above the base's.
     max_changed
-        Part of the patient's windows so far that it may name otherwise than the base, 0 to 1.
+        Part of the patient's windows so far that it may name otherwise than the base, 0 to 1. The
+        default of 1 refuses nothing for it: what is usual, training subjects must tell.
     """
 
     n_parts: int = 5
@@ -70,7 +72,8 @@ class GuardedPersonalizer(ClassifierMixin, BaseEstimator):
         Why, one sentence each; empty if it isn't refused.
     checks_
         What was measured: ``held_out`` with ``errors`` and ``loss`` of base and personal detector,
-        None where a class has one window; ``changed``, a part of the windows so far.
+        None where a part of the support leaves too few of a class to fit on; ``changed``, a part
+        of the windows so far.
     personal_, fitted_base_
         The fitted `Personalizer`, refused or not, and its base.
 
@@ -131,9 +134,11 @@ class GuardedPersonalizer(ClassifierMixin, BaseEstimator):
                 "rhythm='none'."
             )
         index = label_index(labels, self.personalizer.base.classes, n_windows=len(windows))
-        self.personal_ = clone(self.personalizer).fit(windows, index, time_s=time_s)
+        self.personal_ = clone(self.personalizer).fit(
+            windows, index, time_s=time_s, subject_id=subject_id
+        )
         self.checks_ = {
-            "held_out": self._held_out(np.asarray(windows), index, time_s, groups),
+            "held_out": self._held_out(np.asarray(windows), index, time_s, groups, subject_id),
             "changed": self._changed(windows if so_far is None else so_far),
         }
         self.reasons_ = tuple(self._reasons())
@@ -164,29 +169,39 @@ class GuardedPersonalizer(ClassifierMixin, BaseEstimator):
         return softmax(self.logits(windows))
 
     def predict(self, windows: np.ndarray) -> np.ndarray:
-        """Return the class names, shape ``(n_windows,)``."""
-        return self.classes_[self.logits(windows).argmax(axis=1)]
+        """Return the class names, shape ``(n_windows,)``, by the `Personalizer`'s threshold."""
+        return self.classes_[self._named(self.logits(windows))]
 
-    def _held_out(self, windows: np.ndarray, index: np.ndarray, time_s, groups) -> dict | None:
+    def _named(self, logits: np.ndarray) -> np.ndarray:
+        return named(softmax(logits), self.personal_.classes_, self.personal_.threshold)
+
+    def _held_out(
+        self, windows: np.ndarray, index: np.ndarray, time_s, groups, subject_id: str
+    ) -> dict | None:
         groups = np.arange(len(index)) if groups is None else groups
         _, first, group = np.unique(groups, return_index=True, return_inverse=True)
         parts = parts_of_support(index[first], (self.guard or Guard()).n_parts)
         if parts is None:
             return None
         parts = parts[group]
+        if not _can_be_fitted(parts, index, n_each=windows_of_each(self.personalizer.prefine)):
+            return None
         logits = np.empty((len(index), len(self.base.classes)))
         for part in np.unique(parts):
             rest, out = parts != part, parts == part
             times_s = None if time_s is None else np.asarray(time_s)[rest]
-            fitted = clone(self.personalizer).fit(windows[rest], index[rest], time_s=times_s)
+            fitted = clone(self.personalizer).fit(
+                windows[rest], index[rest], time_s=times_s, subject_id=subject_id
+            )
             logits[out] = fitted.logits(windows[out])
-        return {"base": judged(self.base.logits(windows), index), "personal": judged(logits, index)}
+        both = {"base": self.base.logits(windows), "personal": logits}
+        return {who: judged(found, self._named(found), index) for who, found in both.items()}
 
     def _changed(self, windows: np.ndarray) -> float:
         if not len(windows):
             return 0.0
-        before = self.base.logits(windows).argmax(axis=1)
-        return float((self.personal_.logits(windows).argmax(axis=1) != before).mean())
+        before = self._named(self.base.logits(windows))
+        return float((self._named(self.personal_.logits(windows)) != before).mean())
 
     def _reasons(self) -> list[str]:
         guard = self.guard or Guard()
@@ -229,10 +244,19 @@ def parts_of_support(index: np.ndarray, n_parts: int) -> np.ndarray | None:
     return parts
 
 
-def judged(logits: np.ndarray, index: np.ndarray) -> dict[str, float]:
+def _can_be_fitted(parts: np.ndarray, index: np.ndarray, *, n_each: int) -> bool:
+    """Return whether each part leaves at least `n_each` windows of every class that there is."""
+    return all(
+        (index[parts != part] == label).sum() >= n_each
+        for part in np.unique(parts)
+        for label in np.unique(index)
+    )
+
+
+def judged(logits: np.ndarray, named_as: np.ndarray, index: np.ndarray) -> dict[str, float]:
     """Return how many windows are named wrongly, and the mean log loss."""
     own = softmax(logits)[np.arange(len(index)), index]
     return {
-        "errors": int((logits.argmax(axis=1) != index).sum()),
+        "errors": int((named_as != index).sum()),
         "loss": float(-np.log(np.maximum(own, 1e-12)).mean()),
     }

@@ -19,6 +19,26 @@ def positive_index(classes) -> int:
     return names.index("va") if "va" in names else 1
 
 
+def check_threshold(threshold: float) -> float:
+    """Return `threshold` if it is a number from 0 to 1, else raise ValueError."""
+    is_number = isinstance(threshold, (int, float, np.integer, np.floating))
+    if not is_number or not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold!r}; a number from 0 to 1 was expected.")
+    return threshold
+
+
+def named(probabilities: np.ndarray, classes, threshold: float) -> np.ndarray:
+    """Return the index of the class that each row of `probabilities` stands for.
+
+    Of two classes the positive one from `threshold` on, of more the most probable.
+    """
+    if len(classes) != 2:
+        return probabilities.argmax(axis=1)
+    positive = positive_index(classes)
+    is_positive = probabilities[:, positive] >= check_threshold(threshold)
+    return np.where(is_positive, positive, 1 - positive)
+
+
 def check_rhythm(rhythm: str, base) -> None:
     """Raise ValueError if `rhythm` is no choice, or `base` has no model for it."""
     check_option("rhythm", rhythm, RHYTHMS)

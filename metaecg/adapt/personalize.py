@@ -9,20 +9,11 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from metaecg.adapt import adapters, fitting
+from metaecg.adapt import adapters, fitting, in_time, support
 from metaecg.adapt.arguments import check_arguments, from_json
 from metaecg.adapt.h_tuning import HTuning
-from metaecg.adapt.in_time import (
-    chain_of_support,
-    default_threshold,
-    needed_times,
-    positive_index,
-    probabilities_in_time,
-    times_of_support,
-)
 from metaecg.adapt.methods import MOVES_STATISTICS, merged, prepare_network, trained_parameters
 from metaecg.adapt.personal_stream import PersonalStream
-from metaecg.adapt.support import check_enough, class_counts, label_index, marked_windows
 from metaecg.adapt.training import OnStep
 from metaecg.errors import AdaptationError, CheckpointError
 from metaecg.models.base_windows import base_logits, windows_for
@@ -151,16 +142,25 @@ class Personalizer(ClassifierMixin, BaseEstimator):
 
     @property
     def threshold(self) -> float:
-        """The threshold in use: the one given, else that of the rhythm model, else 0.5."""
-        given = self._threshold
-        return default_threshold(self.rhythm, self.base) if given is None else given
+        """The threshold in use: the one given, else that of the rhythm model, else 0.5.
+
+        Once fitted, the rhythm is the one that `fit` used.
+        """
+        if self.given_threshold is not None:
+            return self.given_threshold
+        if not hasattr(self, "fitted_params_"):
+            return in_time.default_threshold(self.rhythm, self.base)
+        return in_time.default_threshold(self.fitted_params_["rhythm"], self.fitted_base_)
 
     @threshold.setter
     def threshold(self, value: float | None) -> None:
-        self._threshold = value
+        self.given_threshold = value
+
+    def _given_params(self) -> dict:
+        return {**self.get_params(deep=False), "threshold": self.given_threshold}
 
     def __sklearn_clone__(self) -> "Personalizer":
-        return type(self)(**{**self.get_params(deep=False), "threshold": self._threshold})
+        return type(self)(**self._given_params())
 
     def fit(
         self,
@@ -169,6 +169,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         *,
         time_s: np.ndarray | None = None,
         on_step: OnStep | None = None,
+        subject_id: str = NAMELESS,
     ) -> "Personalizer":
         """Adapt a copy of the base to the patient's labelled windows.
 
@@ -186,6 +187,8 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         on_step
             Called after each step of fine-tuning as ``on_step(done, total)``. What it raises ends
             the fit and leaves everything as it was: so a fit is watched, and cancelled.
+        subject_id
+            Who it is, for what is refused.
 
         Returns
         -------
@@ -203,7 +206,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         ValueError
             If a constructor argument is out of range.
         """
-        return self._fit(windows, labels, time_s, NAMELESS, on_step)
+        return self._fit(windows, labels, time_s, subject_id, on_step)
 
     def fit_record(
         self, record, marks: Sequence[tuple[float, float, str]], *, on_step: OnStep | None = None
@@ -229,7 +232,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         DataError
             If the base judges beats; otherwise as `fit`.
         """
-        found = marked_windows(self.base, record, marks)
+        found = support.marked_windows(self.base, record, marks)
         names = np.asarray(found.classes)[found.labels]
         return self._fit(found.windows, names, found.time_s, record.subject_id, on_step)
 
@@ -262,8 +265,8 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         rhythm = self.fitted_params_["rhythm"]
         if rhythm == "none":
             return softmax(logits)
-        time_s = needed_times(time_s, rhythm=rhythm, n_windows=len(logits))
-        return probabilities_in_time(
+        time_s = in_time.needed_times(time_s, rhythm=rhythm, n_windows=len(logits))
+        return in_time.probabilities_in_time(
             self.fitted_base_, self.chain_, logits, time_s, record_ids=record_ids, rhythm=rhythm
         )
 
@@ -276,11 +279,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
     ) -> np.ndarray:
         """Return the class names, shape ``(n_windows,)``; see `threshold` and `predict_proba`."""
         probabilities = self.predict_proba(windows, time_s=time_s, record_ids=record_ids)
-        if len(self.classes_) != 2:
-            return self.classes_[probabilities.argmax(axis=1)]
-        positive = positive_index(self.classes_)
-        is_positive = probabilities[:, positive] >= self.threshold
-        return self.classes_[np.where(is_positive, positive, 1 - positive)]
+        return self.classes_[in_time.named(probabilities, self.classes_, self.threshold)]
 
     def stream(self, state: dict | None = None) -> PersonalStream:
         """Return what judges windows one by one as they come, by those before them alone.
@@ -354,13 +353,15 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         begin = time.perf_counter()
         check_arguments(self.get_params(deep=False))
         windows = windows_for(self.base, windows)
-        index = label_index(labels, self.base.classes, n_windows=len(windows))
-        n_each = 2 if self.prefine == "intended" else 1
-        check_enough(index, self.base.classes, subject_id=subject_id, n_each=n_each)
-        time_s = times_of_support(time_s, len(windows), rhythm=self.rhythm, prefine=self.prefine)
+        index = support.label_index(labels, self.base.classes, n_windows=len(windows))
+        n_each = support.windows_of_each(self.prefine)
+        support.check_enough(index, self.base.classes, subject_id=subject_id, n_each=n_each)
+        time_s = in_time.times_of_support(
+            time_s, len(windows), rhythm=self.rhythm, prefine=self.prefine
+        )
 
         has_rhythm = self.rhythm != "none"
-        chain = chain_of_support(self.base, index, time_s) if has_rhythm else None
+        chain = in_time.chain_of_support(self.base, index, time_s) if has_rhythm else None
         network = self._prepared(self.target_modules)
         device = next(network.parameters()).device
         x = torch.from_numpy(self.base.preprocessing.normalize_windows(windows)).to(device)
@@ -369,7 +370,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
         prefine_curve = fitting.prefine(network, x, y, time_s, arguments)
         self.loss_curve_ = fitting.tune(network, x, y, arguments, on_step)
         self.prefine_curve_ = prefine_curve
-        self._set_fitted(network, class_counts(index, self.base.classes), chain)
+        self._set_fitted(network, support.class_counts(index, self.base.classes), chain)
         self.fit_seconds_ = time.perf_counter() - begin
         return self
 
@@ -387,7 +388,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
     def _set_fitted(
         self, network: torch.nn.Module, n_support: dict[str, int], chain: RhythmChain | None
     ) -> None:
-        self.fitted_params_ = self.get_params(deep=False)
+        self.fitted_params_ = self._given_params()
         self.fitted_base_ = self.fitted_params_.pop("base")
         self.classes_ = np.asarray(self.base.classes)
         self.n_support_ = dict(n_support)

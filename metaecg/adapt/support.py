@@ -58,6 +58,11 @@ def class_counts(index: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
     return {name: int(n) for name, n in zip(classes, counts, strict=True)}
 
 
+def windows_of_each(prefine: str | None) -> int:
+    """Return how many windows of a class a fit needs: two where the support is split in time."""
+    return 2 if prefine == "intended" else 1
+
+
 def check_enough(
     index: np.ndarray, classes: Sequence[str], *, subject_id: str, n_each: int = 1
 ) -> None:

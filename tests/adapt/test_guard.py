@@ -7,7 +7,7 @@ import pytest
 
 from metaecg.adapt.guard import Guard, GuardedPersonalizer, parts_of_support
 from metaecg.adapt.personalize import Personalizer
-from metaecg.errors import PersonalizationRefusedWarning
+from metaecg.errors import NotEnoughWindowsError, PersonalizationRefusedWarning
 from metaecg.models.checkpoints import BaseModel
 
 
@@ -100,3 +100,56 @@ def test_windows_of_a_group_are_held_out_together(base, support, monkeypatch):
 def test_a_limit_out_of_range_is_refused(limits, message):
     with pytest.raises(ValueError, match=message):
         Guard(**limits)
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.99])
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_threshold_decides_as_in_the_personalizer_also_where_it_is_refused(
+    base, support, later, threshold, refused
+):
+    personal = Personalizer(base, n_steps=1, threshold=threshold)
+    guarded = GuardedPersonalizer(personal, Guard(max_loss_rise=-9.0 if refused else 9.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PersonalizationRefusedWarning)
+        guarded.fit(*support[:2])
+    assert guarded.refused_ == refused
+    is_va = guarded.predict_proba(later[0])[:, 1] >= threshold
+    assert (guarded.predict(later[0]) == "va").tolist() == is_va.tolist()
+    if not refused:
+        assert (guarded.predict(later[0]) == guarded.personal_.predict(later[0])).all()
+
+
+def test_errors_and_change_are_counted_by_the_threshold(good_base, support, later):
+    """With a threshold that nothing reaches every va is missed, and no fit changes a name."""
+    personal = Personalizer(good_base, method="full", n_steps=5, threshold=1.0)
+    guarded = GuardedPersonalizer(personal, Guard(max_loss_rise=9.0)).fit(
+        *support[:2], so_far=later[0]
+    )
+    errors = {who: found["errors"] for who, found in guarded.checks_["held_out"].items()}
+    assert errors == {"base": 10, "personal": 10}
+    assert guarded.checks_["changed"] == 0.0
+
+
+def test_of_three_classes_the_most_probable_is_named(make_base, make_windows):
+    windows, labels, _ = make_windows(4, frequencies_hz=(1.5, 4.0, 9.0))
+    base = make_base(classes=("a", "b", "c"), width=16)
+    guarded = GuardedPersonalizer(
+        Personalizer(base, threshold=0.0, n_steps=5), Guard(max_loss_rise=9.0, max_more_errors=99)
+    ).fit(windows, labels)
+    expected = guarded.classes_[guarded.logits(windows).argmax(axis=1)]
+    assert guarded.predict(windows).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("n_each", [2, 3])
+def test_where_a_part_leaves_too_few_for_the_fit_nothing_is_held_out(base, support, n_each):
+    windows, labels, time_s = support
+    few = np.sort(np.concatenate([np.flatnonzero(labels == k)[:n_each] for k in (0, 1)]))
+    personal = Personalizer(base, prefine="intended", n_steps=1)
+    guarded = GuardedPersonalizer(personal, Guard(max_loss_rise=9.0, max_more_errors=9))
+    guarded.fit(windows[few], labels[few], time_s=time_s[few])
+    assert (guarded.checks_["held_out"] is None) == (n_each == 2)
+
+
+def test_a_support_that_is_too_small_names_its_subject(base, support):
+    with pytest.raises(NotEnoughWindowsError, match="'p-7' has 0 windows of class 'va'"):
+        guarded(base).fit(support[0][::2], support[1][::2], subject_id="p-7")

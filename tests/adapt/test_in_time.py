@@ -265,3 +265,34 @@ def test_a_state_goes_on_with_the_detector_that_was_saved_and_loaded(fitted, lat
 def test_a_state_that_is_none_is_refused(fitted, state):
     with pytest.raises(ValueError, match="expected what to_dict returned"):
         fitted["causal"].stream(state)
+
+
+def test_the_default_threshold_of_a_fitted_detector_is_that_of_the_rhythm_it_was_fitted_with(
+    timed_base, support
+):
+    personal = Personalizer(timed_base, n_steps=0, rhythm="causal")
+    personal.fit(support[0], support[1], time_s=support[2]).set_params(rhythm="none")
+    assert personal.threshold == 0.35
+    assert personal.fit(support[0], support[1]).threshold == 0.5
+    assert clone(personal).set_params(rhythm="causal").threshold == 0.35
+
+
+def test_a_threshold_that_was_not_given_is_saved_as_such(fitted, tmp_path):
+    fitted["causal"].save(tmp_path / "p")
+    document = json.loads((tmp_path / "p" / "adapter.json").read_text())
+    assert document["params"]["threshold"] is None
+    loaded = Personalizer.load(tmp_path / "p", fitted["causal"].base)
+    assert loaded.threshold == 0.35
+    assert clone(loaded).set_params(rhythm="none").threshold == 0.5
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), 1.5, -0.1, "high"])
+def test_a_threshold_out_of_range_is_refused_where_it_is_used(base, support, tmp_path, threshold):
+    personal = Personalizer(base, n_steps=0).fit(support[0], support[1])
+    personal.threshold = threshold
+    message = f"threshold is {threshold!r}; a number from 0 to 1"
+    with pytest.raises(ValueError, match=message):
+        personal.predict(support[0])
+    with pytest.raises(ValueError, match=message):
+        personal.save(tmp_path / "p")
+    assert not (tmp_path / "p").exists()
