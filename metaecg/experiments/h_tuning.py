@@ -78,7 +78,7 @@ def _run(config: HTConfig) -> dict:
     methods = choose_methods(config.methods)
     _check_device(config.device)
     commit = git_commit()
-    base = _base(config)
+    base = _base(config, commit)
     seen = base.training["subject_ids"]
     with progress("preparing recordings"):
         cohorts = {name: cohort(config, name, seen=seen) for name in config.databases}
@@ -107,8 +107,8 @@ def _check_device(device: str) -> None:
 # --- the base ------------------------------------------------------------------------------------
 
 
-def _base(config: HTConfig):
-    """Return the given base, the one that a run with the same settings left, or a new one."""
+def _base(config: HTConfig, commit: str | None):
+    """Return the given base, the one that a run with the same settings and code left, or a new one."""
     from metaecg.errors import CheckpointError
     from metaecg.experiments.ht_base import load_twelve_lead_base
     from metaecg.experiments.ht_data import input_of
@@ -122,10 +122,10 @@ def _base(config: HTConfig):
                 f"{expected[0]} on {expected[1]}. Set network.size and input.* to the base's."
             )
         return base
-    return _own_base(config)
+    return _own_base(config, commit)
 
 
-def _own_base(config: HTConfig):
+def _own_base(config: HTConfig, commit: str | None):
     from metaecg.errors import CheckpointError
     from metaecg.experiments.ht_base import load_twelve_lead_base, train_base
     from metaecg.experiments.ht_data import input_of, pretraining_set
@@ -133,7 +133,7 @@ def _own_base(config: HTConfig):
 
     with progress("preparing recordings"):
         records = pretraining_set(config)
-    facts = _facts_of_base(config, records)
+    facts = _facts_of_base(config, records, commit)
     folder = config.out / "base"
     try:
         left = load_twelve_lead_base(folder)
@@ -162,7 +162,7 @@ def _own_base(config: HTConfig):
     return base
 
 
-def _facts_of_base(config: HTConfig, records) -> dict:
+def _facts_of_base(config: HTConfig, records, commit: str | None) -> dict:
     """Return what decides the base and isn't in its own description; plain JSON values."""
     from metaecg.experiments.ht_data import Cohort
     from metaecg.experiments.provenance import versions
@@ -174,7 +174,8 @@ def _facts_of_base(config: HTConfig, records) -> dict:
         **config.pretrain.model_dump(mode="json"),
         "size": config.network.size,
         "device": config.device,
-        "torch": versions()["torch"],
+        "commit": commit,
+        "versions": versions(),
         "data_sha256": Cohort(database="ptbxl_subset", records=records).sha256,
     }
 
@@ -215,7 +216,13 @@ def _jobs(config: HTConfig, methods: dict, cohorts: dict) -> list:
 def _run_jobs(config: HTConfig, jobs, base, cohorts: dict, commit, tracker) -> dict:
     """Run what is not finished yet; return name -> (job, result), in the order of `jobs`."""
     from metaecg.experiments import pool
-    from metaecg.experiments.ht_jobs import job_stamp, load_result, run_in_worker, save_result
+    from metaecg.experiments.ht_jobs import (
+        forget_opened,
+        job_stamp,
+        load_result,
+        run_in_worker,
+        save_result,
+    )
     from metaecg.experiments.provenance import versions
 
     folder, done = config.out / "jobs", {}
@@ -248,6 +255,7 @@ def _run_jobs(config: HTConfig, jobs, base, cohorts: dict, commit, tracker) -> d
             _record_training(tracker, job, result)
             bar.describe(f"{len(done)} of {len(jobs)} jobs done")
 
+        forget_opened()
         work = functools.partial(run_in_worker, config, config.base or config.out / "base")
         pool.run_all(missing, work, n_workers=config.workers, on_progress=bar.advance, on_done=keep)
     return {job.name: (job, done[job.name]) for job in jobs}

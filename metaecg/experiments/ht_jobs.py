@@ -165,6 +165,11 @@ def run_in_worker(config: HTConfig, base_folder: Path, job: Job, report) -> JobR
     return job.run(config, base, data, report=report)
 
 
+def forget_opened() -> None:
+    """Open base and recordings again: an earlier run of this process may have had others there."""
+    _opened_text.cache_clear()
+
+
 def save_result(folder: Path, result: JobResult, *, stamp: str) -> None:
     """Publish a job's result as `folder`, whole or not at all."""
     answers = io.BytesIO()

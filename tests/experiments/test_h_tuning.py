@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -316,6 +317,38 @@ def test_the_base_is_trained_with_one_thread_whatever_the_number_of_cores(
     finally:
         torch.set_num_threads(before)
     assert seen == [1]
+
+
+def test_a_second_run_of_a_process_reads_base_and_recordings_again(data, tmp_path, monkeypatch):
+    """Another checkout and another recording: the figures are those of a run in a folder of its own."""
+    copied = tmp_path / "data"
+    shutil.copytree(data / "ptbxl_subset", copied / "ptbxl_subset")
+    assert run(copied, tmp_path / "out", "--methods", "head") == 0
+    for i in range(N_PATIENTS):
+        write_record(
+            copied / "ptbxl_subset" / "records100", f"{i:05d}_lr", lead=(i + 1) % 4, seed=99 + i
+        )
+    answers = {}
+    for name in ("out", "other"):
+        assert run(copied, tmp_path / name, "--methods", "head", "keep_jobs=true") == 0
+        (job,) = (tmp_path / name / "jobs").iterdir()
+        with np.load(job / "answers.npz") as found:
+            answers[name] = found["test"]
+    assert np.array_equal(answers["out"], answers["other"])
+
+
+def test_a_base_of_other_code_is_trained_again(data, tmp_path, monkeypatch):
+    n_trained, train = [], ht_base.train_base
+
+    def counted(*arguments, **options):
+        n_trained.append(options["facts"]["commit"])
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(ht_base, "train_base", counted)
+    for commit in ("abc", "abc", "def"):
+        monkeypatch.setattr("metaecg.experiments.provenance.git_commit", lambda c=commit: c)
+        assert run(data, tmp_path, "--methods", "head") == 0
+    assert n_trained == ["abc", "def"]
 
 
 def test_a_damaged_base_is_refused(finished, tmp_path):
