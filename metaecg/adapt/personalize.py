@@ -256,7 +256,7 @@ class Personalizer(ClassifierMixin, BaseEstimator):
             As in `fit`; any number of them, also none. With a `rhythm` in the order of time.
         time_s
             With a `rhythm`: when each window starts, seconds, shape ``(n_windows,)``. Where time
-            doesn't move on, the rhythm starts anew.
+            doesn't move on, the rhythm starts anew; windows that overlap are refused.
         record_ids
             With a `rhythm`: the recording of each window, shape ``(n_windows,)``; another one
             starts anew. ``None``: all are from one.

@@ -29,6 +29,9 @@ END_RANGE = (1e-3, 0.9)
 where probabilities in float64 are still apart from 0 and 1."""
 ADJACENT_STEPS = 1.005
 """Windows at most so many steps apart belong to one run; the half percent is for rounded times."""
+LEAST_STEPS = 0.995
+"""Windows that start fewer steps apart overlap: their evidence is in part the same, and would count
+twice."""
 MODES = ("offline", "causal")
 
 
@@ -164,14 +167,15 @@ class RhythmModel:
         """Return the log odds that each window is positive, given its neighbours.
 
         Where a record ends or time doesn't move on, the rhythm starts anew from its share in the
-        long run. A gap of several steps is forgotten step by step.
+        long run. A gap of several steps is forgotten step by step. Windows that overlap are refused.
 
         Parameters
         ----------
         logits
             Shape ``(n_windows,)``: the network's logit of the positive class minus the other's.
         start_s
-            Shape ``(n_windows,)``: when each window starts, seconds, in the order of time.
+            Shape ``(n_windows,)``: when each window starts, seconds, in the order of time, one
+            `step_s` apart at least.
         chain
             The patient's probabilities; ``None``: the population's.
         record_ids
@@ -189,7 +193,7 @@ class RhythmModel:
         Raises
         ------
         DataError
-            If the shapes differ, or a logit or a time is not finite.
+            If the shapes differ, a logit or a time is not finite, or windows overlap.
         ValueError
             If `mode` is none of these.
         """
@@ -242,13 +246,18 @@ class RhythmFilter:
         """Return the log odds that this window is positive, given those before it.
 
         `start_s` in seconds; a time that doesn't move on, or another record, starts anew. A number
-        that is not finite is a DataError and leaves the filter as it was.
+        that is not finite, or a window that overlaps the one before, is a DataError and leaves the
+        filter as it was.
         """
         (logit,), (start_s,) = (part.tolist() for part in _checked_series([logit], [start_s]))
         known, decay = 0.0, 0.0
         if self._last is not None and self._last[2] == record_id:
-            known = self._last[0]
-            decay = self.chain.decay(start_s - self._last[1], self.model.step_s)
+            known, gap_s = self._last[0], start_s - self._last[1]
+            if _overlap(gap_s, self.model.step_s):
+                raise DataError(
+                    _overlap_message("this window and the last", gap_s, self.model.step_s)
+                )
+            decay = self.chain.decay(gap_s, self.model.step_s)
         (log_odds,) = filtered([self.model.evidence(logit)], [decay], self.chain.p_va, known)
         self._last = (log_odds, start_s, record_id)
         return log_odds
@@ -318,11 +327,26 @@ def _decays(
                 f"record_ids has shape {record_ids.shape}; expected {start_s.shape}, one per window."
             )
         gaps[1:][record_ids[1:] != record_ids[:-1]] = 0.0
+    if _overlap(gaps, step_s).any():
+        at = int(np.argmax(_overlap(gaps, step_s)))
+        raise DataError(_overlap_message(f"windows {at - 1} and {at}", gaps[at], step_s))
     known: dict[float, float] = {}
     return [
         known[gap] if gap in known else known.setdefault(gap, chain.decay(gap, step_s))
         for gap in gaps.tolist()
     ]
+
+
+def _overlap(gap_s, step_s: float):
+    return (gap_s > 0) & (gap_s < LEAST_STEPS * step_s)
+
+
+def _overlap_message(which: str, gap_s: float, step_s: float) -> str:
+    return (
+        f"{which} start {gap_s:g} s apart, but the rhythm model's step is {step_s:g} s: windows that "
+        "overlap would count the same signal twice. Give windows at least a step apart, or judge each "
+        "by itself with rhythm='none'."
+    )
 
 
 def _checked_series(logits: Sequence, start_s: Sequence) -> tuple[np.ndarray, np.ndarray]:

@@ -175,6 +175,35 @@ def test_times_are_rounded_to_whole_steps():
     assert (found == model.posterior(logits, [0, 2, 6])).all()
 
 
+@pytest.mark.parametrize("mode", ["offline", "causal", 4.0])
+@pytest.mark.parametrize("gap_s", [0.1, 1.0, 1.98])
+def test_windows_that_overlap_are_refused_and_named(mode, gap_s):
+    times = [0.0, 2.0, 2.0 + gap_s]
+    with pytest.raises(DataError, match=rf"windows 1 and 2 start {gap_s:g} s apart.*step is 2 s"):
+        make_model().posterior([1.0, 2.0, 3.0], times, mode=mode)
+    stream, other = RhythmFilter(make_model()), RhythmFilter(make_model())
+    for logit, start_s in zip([1.0, 2.0], times[:2], strict=True):
+        stream.step(logit, start_s)
+        other.step(logit, start_s)
+    with pytest.raises(DataError, match=rf"{gap_s:g} s apart.*step is 2 s"):
+        stream.step(3.0, times[2])
+    assert stream.step(1.0, 4.0) == other.step(1.0, 4.0)  # it stands where it stood
+
+
+def test_times_rounded_to_a_sample_are_not_taken_for_an_overlap():
+    found = make_model().posterior([1.0, 2.0, 3.0], [0.0, 1.992, 3.99])
+    assert (found == make_model().posterior([1.0, 2.0, 3.0], [0.0, 2.0, 4.0])).all()
+
+
+def test_windows_of_two_records_may_start_close_to_each_other():
+    model = make_model()
+    found = model.posterior([1.0, 2.0], [0.0, 0.5], record_ids=["a", "b"])
+    assert (found == model.posterior([1.0, 2.0], [0.0, 8.0], record_ids=["a", "b"])).all()
+    stream = RhythmFilter(model)
+    stream.step(1.0, 0.0, record_id="a")
+    stream.step(2.0, 0.5, record_id="b")
+
+
 @pytest.mark.parametrize(
     ("logits", "start_s", "message"),
     [
