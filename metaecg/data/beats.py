@@ -32,7 +32,7 @@ BEFORE_S = 0.3
 """The window reaches from before the P wave of a beat (its PR interval is at most about 0.2 s) to the
 end of most T waves."""
 R_PEAKS = ("annotated", "detected")
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Part of every cache key of beats; raise it when the same files and settings would give others."""
 _PACED = {("mitdb", name) for name in PACED}
 
@@ -94,6 +94,8 @@ class BeatRecordInfo(RecordInfo):
     missed: dict[str, int]
     """Annotated beats by class that are not in the set: at an edge, in a gap, not detected. EC57
     counts them as missed."""
+    n_doubles: int = 0
+    """Beat marks on a sample that has one already; the first of the file counts."""
 
     @classmethod
     def from_dict(cls, values: dict) -> "BeatRecordInfo":
@@ -154,7 +156,7 @@ def cut_beats(
             f"before_s is {before_s!r}; expected a number above 0 and below the window's "
             f"{preprocessing.window_s:g} s."
         )
-    annotated, symbols = _annotated(record)
+    annotated, symbols, n_doubles = _annotated(record)
     peaks, of = _peaks(record, r_peaks, annotated)
     start_s = peaks / record.fs_hz - before_s
     windows, is_measured = cut_at(record, start_s, preprocessing)
@@ -177,7 +179,8 @@ def cut_beats(
         fs_hz=preprocessing.fs_hz,
         window_s=preprocessing.window_s,
     )
-    return beats, _info(record, beats, start_s[~is_measured], symbols)
+    info = _info(record, beats, start_s[~is_measured], symbols)
+    return beats, replace(info, n_doubles=n_doubles)
 
 
 def prepare_beats(
@@ -248,14 +251,16 @@ def _cut_two_leads(cut: Callable, record: Record) -> tuple[BeatSet, BeatRecordIn
     return beats, info
 
 
-def _annotated(record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """Return the samples and symbols of the annotated beats by kind, none where there are none."""
+def _annotated(record: Record) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return samples and symbols of the annotated beats by kind, one per sample, and how many more
+    there are; none where nothing is annotated by kind."""
     known = DATABASES.get(record.database)
     if record.annotations is None or (known is not None and "aami" not in known.vocabularies):
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype="<U1")
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype="<U1"), 0
     symbols = np.array(record.annotations.symbol, dtype="<U1")
     is_beat = np.isin(symbols, [*AAMI_OF_SYMBOL])
-    return record.annotations.sample[is_beat], symbols[is_beat]
+    sample, first = np.unique(record.annotations.sample[is_beat], return_index=True)
+    return sample, symbols[is_beat][first], int(is_beat.sum()) - len(sample)
 
 
 def _peaks(

@@ -30,12 +30,12 @@ VA_START, VA_STOP = "[", "]"
 of the recording [cudb]."""
 
 AAMI_CLASSES = ("N", "S", "V", "F", "Q")
-AAMI_OF_SYMBOL = {
-    **dict.fromkeys("NLRej", "N"),  # [aami] normal, bundle-branch block, escape
+AAMI_OF_SYMBOL = {  # every beat of [wfdb]; B n r ? are not in [aami], they are kinds of what is
+    **dict.fromkeys("NLRBejn", "N"),  # [aami] normal, bundle-branch block, escape; n is e or j
     **dict.fromkeys("AaJS", "S"),  # [aami] supraventricular ectopic
-    **dict.fromkeys("VE", "V"),  # [aami] ventricular ectopic
+    **dict.fromkeys("VEr", "V"),  # [aami] ventricular ectopic; r is V on a T wave
     "F": "F",  # [aami] fusion of ventricular and normal
-    **dict.fromkeys("/fQ", "Q"),  # [aami] paced, fusion of paced and normal, unclassifiable
+    **dict.fromkeys("/fQ?", "Q"),  # [aami] paced, fusion of paced and normal, not classified
 }
 
 PACED = ("102", "104", "107", "217")  # [aami] left out: records of mitdb with paced beats

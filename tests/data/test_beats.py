@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from metaecg.data import datasets
-from metaecg.data.beats import UNMATCHED, BeatSet, cut_beats, prepare_beats
+from metaecg.data.beats import UNMATCHED, BeatRecordInfo, BeatSet, cut_beats, prepare_beats
 from metaecg.data.filtering import filter_segment
 from metaecg.data.labels import AAMI_CLASSES, DS1, DS2, PACED
 from metaecg.data.preprocessing import Preprocessing
@@ -51,6 +51,18 @@ def test_the_window_is_the_filtered_signal(record):
     filtered, start = filter_segment(record.signal_mv, start=0, fs_hz=FS_HZ, preprocessing=AT_FS)
     first = PLACES[7] - 75 - start
     np.testing.assert_array_equal(beats.windows[7], filtered[:, first : first + 200])
+
+
+@pytest.mark.parametrize("r_peaks", ["annotated", PLACES])
+def test_of_two_beat_marks_on_one_sample_the_first_counts(make_record, r_peaks):
+    """The second V at 10 s and the A at 20 s stand where a beat stands already."""
+    marks = [(int(p), "V" if p == 2500 else "N", "") for p in PLACES]
+    marks = sorted([*marks, (2500, "V", ""), (5000, "A", "")], key=lambda mark: mark[0])
+    beats, info = cut_beats(make_record(signal_with_beats(), marks=marks), AT_FS, r_peaks=r_peaks)
+    assert "".join(beats.letters) == "N" * 9 + "V" + "N" * 29
+    assert info.annotated == {"N": 38, "S": 0, "V": 1, "F": 0, "Q": 0}
+    assert (info.n_doubles, sum(info.missed.values())) == (2, 0)
+    assert BeatRecordInfo.from_dict(info.to_dict()) == info
 
 
 def test_labels_come_from_symbols_and_keep_them(record):

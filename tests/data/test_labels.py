@@ -193,11 +193,16 @@ def test_both_spellings_of_fibrillation_of_vfdb_are_va(real_data):
 
 
 def test_every_symbol_has_the_class_of_ec57():
-    table = {"N": "NLRej", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
+    table = {"N": "NLRBejn", "S": "AaJS", "V": "VEr", "F": "F", "Q": "/fQ?"}
     assert AAMI_OF_SYMBOL == {
         symbol: label for label, symbols in table.items() for symbol in symbols
     }
     assert tuple(table) == AAMI_CLASSES
+
+
+def test_every_beat_of_wfdbs_table_has_a_class_and_nothing_else_has():
+    """PhysioNet, "Annotations": the table of beat annotations; a flutter wave is in the other one."""
+    assert set(AAMI_OF_SYMBOL) == set("NLRBAaJSVrFejnE/fQ?")
 
 
 def test_beats_are_labelled_and_other_marks_left_out(make_record):
