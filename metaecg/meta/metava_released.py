@@ -241,7 +241,11 @@ def choose_subjects(
     iteration: int,
     rng: np.random.Generator,
 ) -> list[int]:
-    """Return the subjects of one meta-batch by the released schedule.
+    """Return the subjects of one meta-batch by a schedule close to the released one.
+
+    `metaecg.tasks.pacing.MetaVA` is the released one: there a subject can be drawn several times in
+    a batch, only draws by chance count, and the next easiest are taken while nobody is below the
+    threshold. This one stays because stored figures were made with it (docs/curriculum.md).
 
     The two easiest subjects with arrhythmia are always in. The others are drawn without
     replacement from those below a difficulty threshold, the less often chosen the likelier. While

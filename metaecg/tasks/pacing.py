@@ -121,6 +121,11 @@ class SelfPaced(_Growing):
 class MetaVA:
     """The schedule of MetaVA's released code, which in effect is a switch near iteration 43 to 50.
 
+    Checked against ``SampleTasks`` in MAML.py of commit 0708f1a. The base ``metava-released``
+    (`metaecg.meta.metava_released.choose_subjects`) has one of its own that departs from the
+    release: nobody twice in a batch, every choice counts, the next easiest as long as too few lie
+    below the threshold, iterations from 1. docs/curriculum.md sets them side by side.
+
     Of a meta-batch of B, ``int(0.3 B)`` subjects are always the easiest. The rest is drawn among
     the others whose difficulty V lies below ``V_min + (1 - V_min) exp(t - 50)``, with a chance in
     proportion to ``max(0, 1 - n / t)`` where n counts a subject's earlier draws by chance; the same
