@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from metaecg.evaluate import metrics
-from metaecg.evaluate.metrics import N_RESAMPLES, aami_counts
+from metaecg.evaluate.metrics import N_RESAMPLES, NO_BEAT, aami_counts
 from metaecg.evaluate.predictions import Prediction
 from metaecg.seeding import numpy_generator
 
@@ -22,12 +22,12 @@ class BeatPrediction(Prediction):
     """What a method says of one subject's test beats; one row per beat.
 
     `probabilities` are those of V, `labels` say whether it is V, and `is_mixed` marks F and Q, which
-    are neither right nor wrong as V. A beat that no annotated one stands for counts as N: called V,
-    it is a false positive.
+    are neither right nor wrong as V. A beat that no annotated one stands for (`NO_BEAT`) is a false
+    positive of whatever it is called.
     """
 
     letters: np.ndarray = field(repr=False)
-    """AAMI class of each beat."""
+    """AAMI class of each beat, `metaecg.evaluate.metrics.NO_BEAT` for a false detection."""
     called: np.ndarray = field(repr=False)
     """The class that the method gives it; N stands for all but V where it knows no more."""
     is_refused: bool = False
@@ -208,7 +208,7 @@ def _one(p: BeatPrediction) -> dict[str, Any]:
         **figures_of(total),
         "false_alarms_per_hour": _false_positives_per_hour([p]),
         "n_va": total["tp"] + total["fn"],
-        "n_other": int(np.isin(p.letters, ("N", "S")).sum()),
+        "n_other": int(np.isin(p.letters, ("N", "S", NO_BEAT)).sum()),
         "records": list(counts),
         "is_refused": p.is_refused,
         "n_labels": p.n_labels,

@@ -21,6 +21,8 @@ ADJACENT_S = 1e-3
 """Two windows touch when the gap is below 1 ms, far under one sample at any rate in use."""
 
 AAMI_CLASSES = ("N", "S", "V", "F", "Q")
+NO_BEAT = "O"
+"""True class of a detection that no annotated beat stands for, EC57's letter."""
 
 NOT_FALSE_POSITIVE = {"V": ("F", "Q"), "S": ("Q",)}
 """Called class -> true classes that EC57 leaves out of its false positives."""
@@ -257,12 +259,13 @@ def aami_counts(true: Sequence[str], predicted: Sequence[str]) -> dict[str, dict
     A true F or Q called V is not a false positive of V, and a true Q called S is not one of S:
     a fusion beat is partly ventricular, and what nobody can name can't be called wrongly. They
     are left out of the PPV, yet a V called F or Q is still a miss. EC57 names only V and S;
-    N, F and Q are counted without exceptions.
+    N, F and Q are counted without exceptions. A false detection (true `NO_BEAT`) is a false
+    positive of the class that it is called.
 
     Parameters
     ----------
     true, predicted
-        AAMI letters ``N S V F Q``, one per beat, same length.
+        AAMI letters ``N S V F Q``, one per beat, same length; in `true` also `NO_BEAT`.
 
     Returns
     -------
@@ -277,7 +280,8 @@ def aami_counts(true: Sequence[str], predicted: Sequence[str]) -> dict[str, dict
     .. [2] P. de Chazal, M. O'Dwyer, R. B. Reilly, "Automatic classification of heartbeats using
        ECG morphology and heartbeat interval features", IEEE TBME 51(7):1196-1206, 2004.
     """
-    true, predicted = _checked_beats("true", true), _checked_beats("predicted", predicted)
+    true = _checked_beats("true", true, (*AAMI_CLASSES, NO_BEAT))
+    predicted = _checked_beats("predicted", predicted, AAMI_CLASSES)
     if len(true) != len(predicted):
         raise DataError(
             f"true has {len(true)} beats and predicted has {len(predicted)}; expected one "
@@ -356,13 +360,13 @@ def _touch(
     return record_ids[first] == record_ids[second] and gap_s < ADJACENT_S
 
 
-def _checked_beats(name: str, beats: Sequence[str]) -> np.ndarray:
+def _checked_beats(name: str, beats: Sequence[str], expected: tuple[str, ...]) -> np.ndarray:
     beats = np.asarray(beats, dtype=str)
-    known = np.isin(beats, AAMI_CLASSES)
+    known = np.isin(beats, expected)
     if not known.all():
         where = int(np.argmin(known))
         raise DataError(
-            f"{name}[{where}] is {str(beats[where])!r}; expected one of {', '.join(AAMI_CLASSES)}. "
+            f"{name}[{where}] is {str(beats[where])!r}; expected one of {', '.join(expected)}. "
             "Map the annotation symbols to AAMI classes first."
         )
     return beats

@@ -14,6 +14,7 @@ from metaecg.data.beats import BeatSet
 from metaecg.data.datasets import Dataset
 from metaecg.errors import NotEnoughWindowsError, PersonalizationRefusedWarning
 from metaecg.evaluate.ec57 import BeatPrediction
+from metaecg.evaluate.metrics import NO_BEAT
 from metaecg.experiments.veb_base import CLASSES
 from metaecg.experiments.veb_config import VebConfig
 from metaecg.experiments.veb_data import BeatSplit
@@ -88,7 +89,7 @@ def predict_patient(
     """Return what a method says of its test beats of a patient."""
     log_odds, called, facts = _said(method, base, patient, config, seed)
     query, beats = patient.query(method), patient.beats
-    letters = np.where(beats.letters == "", "N", beats.letters)[query]
+    letters = np.where(beats.letters == "", NO_BEAT, beats.letters)[query]
     is_whole = method.support == "none"
     n_labels = len(patient.tasks[method.support].told) if method.is_personal else 0
     return BeatPrediction(

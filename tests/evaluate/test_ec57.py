@@ -105,3 +105,13 @@ def test_a_subject_without_any_row_has_a_sensitivity_of_zero():
     assert figures["veb"]["sensitivity"] == 0.5
     assert figures["subjects"]["own/q"]["sensitivity"] == 0.0
     assert figures["subjects"]["own/q"]["auc"] is None
+
+
+def test_a_false_detection_is_no_true_n_and_a_negative_all_the_same():
+    found = method_figures([make("NNVVO", "NNVVN")], classes=tuple("NV"), description="")
+    gross = found["ec57"]["gross"]
+    assert (gross["N"]["tp"], gross["N"]["fp"], gross["V"]["fp"]) == (2.0, 1.0, 0.0)
+    assert found["subjects"]["own/p"]["n_other"] == 3
+    assert found["subjects"]["own/p"]["auc"] == 1.0
+    called_v = method_figures([make("NNVVO", "NNVVV")], description="")
+    assert called_v["veb"]["fp"] == 1.0

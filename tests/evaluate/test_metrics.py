@@ -247,6 +247,15 @@ def test_aami_counting_of_the_other_classes_equals_scikit_learn():
         )
 
 
+def test_a_false_detection_is_a_false_positive_of_whatever_it_is_called():
+    """EC57: Ov and Os count; nothing that was annotated is missed by it."""
+    counts = aami_counts(list("NVOOOO"), list("NVNSVF"))
+    assert {name: counts[name]["fp"] for name in "NSVFQ"} == dict.fromkeys("NSVF", 1) | {"Q": 0}
+    assert {name: counts[name]["fn"] for name in "NSVFQ"} == dict.fromkeys("NSVFQ", 0)
+    with pytest.raises(DataError, match=r"predicted\[0\] is 'O'"):
+        aami_counts(["N"], ["O"])
+
+
 def test_a_class_without_beats_is_undefined():
     assert aami_counts(["N"], ["N"])["V"] == {
         "tp": 0, "fn": 0, "fp": 0, "sensitivity": None, "ppv": None, "f1": None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metaecg import load_base
-from metaecg.data.beats import prepare_beats
+from metaecg.data.beats import UNMATCHED, prepare_beats
 from metaecg.data.demo import write_demo_database
 from metaecg.data.splits import Split
 from metaecg.evaluate.ec57 import method_figures
@@ -69,3 +69,14 @@ def test_a_recording_that_the_split_leaves_out_is_not_missed(base, found):
     records = {SUBJECT: {"support": [SUBJECT], "test": [SUBJECT]}}
     (answer,) = predict(base, silent, records=records)
     assert set(answer.n_missed) == {SUBJECT}
+
+
+def test_a_beat_that_no_annotated_one_stands_for_is_no_true_n(base, found):
+    """Of the first ten beats nobody has said anything: they count as false detections."""
+    rows = np.flatnonzero(found.windows.subject_ids == SUBJECT)[:10]
+    labels = found.windows.labels.copy()
+    labels[rows] = UNMATCHED
+    unknown = replace(found, windows=replace(found.windows, labels=labels))
+    (answer,) = predict(base, unknown)
+    assert set(answer.letters[:10]) == {"O"} and "O" not in answer.letters[10:]
+    assert not answer.labels[:10].any() and not answer.is_mixed[:10].any()
