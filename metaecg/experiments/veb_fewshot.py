@@ -87,7 +87,7 @@ def _run(config: VebConfig) -> dict:
     with _tracked(config, test, commit) as tracker:
         done = _run_jobs(config, jobs, facts, tracker)
         predictions = [p for result in done for p in result.predictions]
-        if not predictions:
+        if not any(len(p.labels) or any(p.n_missed.values()) for p in predictions):
             raise DataError("no test subject has a beat, so there is nothing to evaluate.")
         if not config.base:
             done[0].model.save(config.out / "model")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import wfdb
 
 from metaecg import load_base
 from metaecg.data.beats import UNMATCHED, prepare_beats
@@ -12,6 +13,7 @@ from metaecg.data.splits import Split
 from metaecg.evaluate.ec57 import method_figures
 from metaecg.experiments.veb_config import VebConfig
 from metaecg.experiments.veb_data import BeatSplit
+from metaecg.experiments.veb_fewshot import main
 from metaecg.experiments.veb_jobs import Job, predict_subject
 from metaecg.experiments.veb_methods import METHODS
 from metaecg.models.beat_detector import BeatDetector
@@ -80,3 +82,19 @@ def test_a_beat_that_no_annotated_one_stands_for_is_no_true_n(base, found):
     (answer,) = predict(base, unknown)
     assert set(answer.letters[:10]) == {"O"} and "O" not in answer.letters[10:]
     assert not answer.labels[:10].any() and not answer.is_mixed[:10].any()
+
+
+def test_recordings_without_any_beat_give_no_figures(tmp_path, capsys):
+    """A minute of nothing, in which nobody has marked a beat either."""
+    own = tmp_path / "data" / "own"
+    own.mkdir(parents=True)
+    facts = {"fs": 250, "units": ["mV"], "sig_name": ["MLII"], "fmt": ["16"], "write_dir": str(own)}
+    wfdb.wrsamp("a", p_signal=np.zeros((15_000, 1)), adc_gain=[200.0], baseline=[0], **facts)
+    wfdb.wrann("a", "atr", np.array([1]), ["+"], aux_note=["(N"], write_dir=str(own))
+    places = ["--data", str(own.parent), "--databases", "own", "--out", str(tmp_path / "out")]
+    places += ["--cache", str(tmp_path / "cache"), "tracking.enabled=false", "workers=1"]
+    assert (
+        main(["--base", "veb-base", "--r-peaks", "detected", "--methods", "global", *places]) == 3
+    )
+    assert "no test subject has a beat" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "results.json").exists()
