@@ -40,16 +40,18 @@ def change_figure(
     Parameters
     ----------
     before, after
-        subject_id -> ``{"auc": float | None, "f1": float | None}``; `before` None: dots alone.
+        subject_id -> ``{"auc": float | None, "f1": float | None}``; `before` None: dots alone, as for
+        subjects whose ``n_va`` or ``n_other`` differ, who were judged on other windows or beats.
     before_name, after_name
         Names of the two methods.
     note
         Words that must travel with the picture, such as "demo data".
     """
+    before = {s: row for s, row in (before or {}).items() if _is_same_test(row, after.get(s, {}))}
     figure = _figure(_title(f"{before_name} → {after_name}" if before else after_name, note))
     subjects = sorted(after, key=lambda key: _worst_first(after[key].get("auc")), reverse=True)
     for panel, name in enumerate(("auc", "f1"), start=1):
-        _add_change_panel(figure, panel, name, subjects, before or {}, after)
+        _add_change_panel(figure, panel, name, subjects, before, after)
     names = [html.escape(subject) for subject in subjects]
     axis = {"categoryorder": "array", "categoryarray": names, "automargin": True}
     figure.update_layout(
@@ -192,6 +194,10 @@ def _title(text: str, note: str) -> str:
 
 def _worst_first(value: float | None) -> float:
     return math.inf if value is None else value
+
+
+def _is_same_test(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    return all(before.get(name) == after.get(name) for name in ("n_va", "n_other"))
 
 
 def _add_change_panel(

@@ -286,6 +286,15 @@ def test_a_subject_that_got_worse_has_a_line_of_the_other_colour():
     assert figure.layout.yaxis.categoryarray == ("a", "b")  # from the bottom: the worst is on top
 
 
+def test_a_subject_that_was_judged_on_other_beats_before_has_a_dot_alone():
+    one = {"auc": 0.9, "f1": 0.9, "n_va": 10, "n_other": 90}
+    before = {"a": one, "b": {**one, "n_other": 80}}
+    figure = change_figure(before, {"a": one, "b": one}, before_name="zero-shot", after_name="head")
+    rings = {place for t in figure.data if t.name == "before" for place in t.y}
+    assert rings == {"a"}
+    assert {place for t in figure.data if t.name == "after" for place in t.y} == {"a", "b"}
+
+
 def test_the_curriculum_is_drawn_from_easy_to_hard():
     curriculum = {"subjects": ["hard", "easy"], "difficulty": [0.9, 0.1], "draws": [[1, 1], [0, 1]]}
     heatmap = curriculum_figure(curriculum).data[0]
