@@ -1,5 +1,6 @@
 """A patient's signal as it comes, in chunks: windows and their probabilities, each by those before it."""
 
+import copy
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -76,7 +77,8 @@ class LiveStream:
             rhythm = "none" if base.rhythm is None else "causal"
         check_option("rhythm", rhythm, RHYTHMS if base.rhythm is not None else RHYTHMS[:1])
         self.base, self.rhythm = base, rhythm
-        self._model = base if model is None else model
+        # Of its own, so that fitting the detector again leaves an open stream with its patient.
+        self._model = base if model is None else copy.copy(model)
         self._windows = WindowStream(
             fs_hz=fs_hz, n_leads=base.n_leads, preprocessing=base.preprocessing
         )

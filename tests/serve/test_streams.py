@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from serve_cases import RHYTHM, make_base, personal_of
+from serve_cases import RHYTHM, make_base, personal_of, windows_like
 
 from metaecg.errors import CheckpointError, DataError
 from metaecg.models.checkpoints import load_base
@@ -177,3 +177,16 @@ def test_what_cannot_be_streamed_is_refused_at_once(base):
         LiveStream(base, fs_hz=100.00173)
     with pytest.raises(DataError, match=r"shape \(2, 5\)"):
         LiveStream(base, fs_hz=128.0).push(np.zeros((2, 5)))
+
+
+def test_an_open_stream_stays_with_its_detector_when_the_personalizer_is_fitted_again(
+    base, signal_mv
+):
+    personal, twin = (personal_of(base, "full", rhythm="causal") for _ in range(2))
+    stream, same = (LiveStream(base, model, fs_hz=128.0) for model in (personal, twin))
+    windows = windows_like(base, 6)
+    personal.fit(windows, [1, 0] * 3, time_s=np.arange(6) * 2.0)
+    for found, expected in zip(stream.push(signal_mv), same.push(signal_mv), strict=True):
+        assert np.array_equal(found.probability, expected.probability)
+    with pytest.raises(CheckpointError, match="another base or detector"):
+        LiveStream.from_bytes(stream.to_bytes(), base, personal)
