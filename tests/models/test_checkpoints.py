@@ -129,7 +129,9 @@ def test_no_window_gives_no_row():
 
 
 def test_windows_of_another_shape_are_refused_with_both_shapes():
-    with pytest.raises(DataError, match=r"\(5, 2, 400\).*expected \(n_windows, 1, 400\): the base takes"):
+    with pytest.raises(
+        DataError, match=r"\(5, 2, 400\).*expected \(n_windows, 1, 400\): the base takes"
+    ):
         make_base().logits(some_windows(n_leads=2))
 
 
