@@ -150,7 +150,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the run decides when it is over
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICENESS)
-    gc.disable()  # importing what is needed takes a quarter less so; almost none of it is garbage
+    gc.disable()  # importing takes less so; almost nothing of it is garbage
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no message
 
